@@ -71,6 +71,18 @@ class UsageError(NeurostormError):
     exit_code = USAGE
 
 
+class UnknownLevel(NeurostormError):
+    """The analysis level is neither participant nor group."""
+
+    exit_code = UNKNOWN_LEVEL
+
+
+class ConfigUnreadable(NeurostormError):
+    """A configuration file that cannot be read, or that names a setting that does not exist."""
+
+    exit_code = USAGE
+
+
 class OutputNotWritable(NeurostormError):
     """The output or work folder cannot be created or written."""
 

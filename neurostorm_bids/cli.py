@@ -1,0 +1,371 @@
+"""The command line: argv in, exit code out. Nothing heavy is imported before the arguments are checked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.settings import Settings, settings_from_namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with both spellings of every flag: ``--participant-label`` and ``--participant_label``."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_hyphenated(token) for token in given], namespace)
+
+
+def _hyphenated(token: str) -> str:
+    if not token.startswith("--"):
+        return token
+    flag, equals, value = token.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``neurostorm``; documentation and descriptors are generated from it."""
+    parser = Parser(
+        prog="neurostorm",
+        description="Run the NeuroSTORM fMRI foundation model on fMRIPrep derivatives.",
+        parents=[build_options()],
+    )
+    parser.add_argument("bids_dir", type=Path, help="fMRIPrep derivatives, or the raw dataset that has them")
+    parser.add_argument("output_dir", type=Path, help="folder for the results; never the input")
+    parser.add_argument("level", metavar="{participant,group}", help="analysis level")
+    return parser
+
+
+def build_options() -> argparse.ArgumentParser:
+    """Every option, without the positional arguments: configuration files are checked by the same rules."""
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=None)
+    for add_group in (_selection, _inputs, _space, _clips, _model, _outputs, _group_level, _resources, _workflow):
+        add_group(parser)
+    return parser
+
+
+def _label(prefix: str):
+    def strip(text: str) -> str:
+        return text.removeprefix(prefix)
+
+    return strip
+
+
+def _selection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which runs")
+    group.add_argument(
+        "--participant-label",
+        nargs="+",
+        type=_label("sub-"),
+        default=[],
+        metavar="LABEL",
+        help="participants, with or without sub-",
+    )
+    group.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        type=_label("ses-"),
+        default=[],
+        metavar="LABEL",
+        help="sessions, with or without ses-",
+    )
+    group.add_argument(
+        "-t", "--task-id", nargs="+", type=_label("task-"), default=[], metavar="LABEL", help="tasks to process"
+    )
+    group.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help="JSON {query: {entity: value}}; null = entity absent, '*' = any, lists allowed",
+    )
+
+
+def _inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        type=_named_path,
+        default=[],
+        metavar="NAME=PATH",
+        help="derivative datasets to read when BIDS_DIR is raw; a bare PATH takes its folder's name",
+    )
+    group.add_argument(
+        "--input-type", choices=("auto", "fmriprep"), default="auto", help="pipeline that wrote the input"
+    )
+    group.add_argument("--desc", default="preproc", metavar="LABEL", help="desc- label of the BOLD files to read")
+    group.add_argument(
+        "--bids-database-dir", type=Path, metavar="PATH", help="PyBIDS database; created if absent, else reused"
+    )
+    group.add_argument("--skip-bids-validation", action="store_true", help="do not validate a raw dataset first")
+
+
+def _space(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("space and intensity")
+    group.add_argument(
+        "--normalization",
+        choices=("auto", "lattice", "affine", "transform"),
+        default="auto",
+        help="route to the model's grid (default: the best one there is)",
+    )
+    group.add_argument("--interpolation", choices=("linear", "nearest", "lanczos"), default="linear")
+    group.add_argument(
+        "--intensity",
+        choices=("none", "hcp"),
+        default="none",
+        help="hcp: bias correction, mask and grand mean 10,000, as in HCP volumes",
+    )
+    group.add_argument(
+        "--denoise",
+        choices=("none", "24P", "36P", "acompcor"),
+        default="none",
+        help="confound regression (nilearn), the mean image added back",
+    )
+    group.add_argument(
+        "--min-coverage",
+        type=_share,
+        default=0.5,
+        metavar="SHARE",
+        help="refuse a run that covers less of the template brain (default 0.5)",
+    )
+
+
+def _clips(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("clips")
+    group.add_argument(
+        "--preprocessing",
+        choices=("affine", "reference"),
+        default="affine",
+        help="reference: array-space route with int8 rounding of the published code; ignores the affine",
+    )
+    group.add_argument(
+        "--clip-stride",
+        type=_positive,
+        default=20,
+        metavar="FRAMES",
+        help="frames (of the model's TR) from one clip to the next (default 20)",
+    )
+    group.add_argument("--anti-alias", action="store_true", help="low-pass before down-sampling a TR below the model's")
+    group.add_argument(
+        "--dummy-scans",
+        type=_auto_or_count,
+        default=None,
+        metavar="{auto,N}",
+        help="volumes to drop at the start (auto: as many as the confounds flag)",
+    )
+    group.add_argument(
+        "--fd-threshold",
+        dest="fd_threshold_mm",
+        type=_positive_float,
+        metavar="MM",
+        help="leave out clips with a higher mean framewise displacement",
+    )
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        metavar="NAME|PATH",
+        help="registry name, model folder, or reference checkpoint; several run side by side",
+    )
+    group.add_argument("--packs", nargs="+", default=[], metavar="PATH", help="prompt packs over the first model")
+    group.add_argument(
+        "--target-scaler",
+        nargs="+",
+        type=_scaler,
+        default=[],
+        metavar="TARGET=MEAN,SD",
+        help="mean and SD, in natural units, of a regression target whose checkpoint lacks them",
+    )
+    group.add_argument("--device", default="auto", metavar="{auto,cpu,cuda,0,1,...}")
+    group.add_argument("--scan-backend", default="auto", metavar="NAME", help="auto, cpu, torch, torch-reference, ...")
+    group.add_argument("--batch-size", type=_positive, metavar="N", help="clips a forward pass (default: by memory)")
+    group.add_argument("--offline", action="store_true", help="never touch the network")
+
+
+def _outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("outputs")
+    group.add_argument("--output-bold", action="store_true", help="also write the normalised run on the model's grid")
+    group.add_argument("--reports-only", action="store_true", help="only write the reports of results that are there")
+    group.add_argument("--boilerplate-only", action="store_true", help="only write the methods text and citations")
+    group.add_argument("--dry-run", action="store_true", help="list runs, routes, clips and costs; write no results")
+
+
+def _group_level(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("group level")
+    group.add_argument("--group-workflow", choices=("aggregate",), default="aggregate")
+
+
+def _resources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("resources")
+    group.add_argument("--nprocs", "--nthreads", "--n-cpus", type=_positive, metavar="N", help="CPU cores in all")
+    group.add_argument("--omp-nthreads", type=_positive, metavar="N", help="threads of one run")
+    group.add_argument("--mem", "--mem-mb", dest="mem_mb", type=_megabytes, metavar="MB", help="MB, or with K/M/G/T")
+    group.add_argument("--low-mem", action="store_true", help="one clip and one run at a time")
+
+
+def _workflow(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workflow")
+    group.add_argument("-w", "--work-dir", type=Path, default=Path("work"), help="scratch folder (default ./work)")
+    group.add_argument("--clean-workdir", action="store_true", help="empty the scratch folder first")
+    group.add_argument("--config-file", type=Path, metavar="FILE", help="TOML of options; the command line overrides")
+    group.add_argument(
+        "--use-plugin",
+        "--nipype-plugin-file",
+        dest="nipype_plugin_file",
+        type=Path,
+        metavar="FILE",
+        help="nipype plugin (YAML or JSON: plugin, plugin_args)",
+    )
+    group.add_argument("--stop-on-first-crash", action="store_true")
+    group.add_argument("--write-graph", action="store_true", help="write the nipype graph to the work folder")
+    group.add_argument("--resource-monitor", action="store_true", help="record CPU and memory of every node")
+    group.add_argument("--random-seed", type=int, default=0, metavar="N")
+    group.add_argument("--notrack", action="store_true", help="accepted; nothing is ever tracked")
+    group.add_argument("--quiet", action="store_true", help="only errors and the summary")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    group.add_argument("-v", "--verbose", action="count", default=0)
+    group.add_argument("--version", action="store_true", help="version; with -v also backends and libraries")
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals:
+        name, path = Path(text).resolve().name, text
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
+
+
+def _number(text: str, convert):
+    try:
+        return convert(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _positive(text: str) -> int:
+    value = _number(text, int)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = _number(text, float)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text, float)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _auto_or_count(text: str) -> int | None:
+    if text == "auto":
+        return None
+    value = _number(text, int)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is neither auto nor a number of volumes")
+    return value
+
+
+def _scaler(text: str) -> tuple[str, float, float]:
+    target, _, numbers = text.partition("=")
+    parts = numbers.split(",")
+    if not target or len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TARGET=MEAN,SD (as in age=54.2,7.6)")
+    mean, std = _number(parts[0], float), _number(parts[1], float)
+    if not (abs(mean) < float("inf") and 0 < std < float("inf")):
+        raise argparse.ArgumentTypeError(f"{text!r}: the mean must be finite and the SD positive")
+    return target, mean, std
+
+
+def _megabytes(text: str) -> int:
+    units = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
+    suffix = text.strip().upper().removesuffix("B")[-1:]
+    number = text.strip().upper().removesuffix("B").removesuffix(suffix) if suffix in units else text
+    value = _number(number, float) * units.get(suffix, 1)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory (MB, or with K/M/G/T)")
+    return int(value)
+
+
+# --- the program ------------------------------------------------------------------------------------------------
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> Settings:
+    """Arguments (and the configuration file they name) as ``Settings``.
+
+    Raises
+    ------
+    UsageError
+        For combinations that make no sense, and for a broken configuration file.
+    SystemExit
+        As argparse does, with code 2.
+    """
+    from neurostorm_bids.settings import read_config
+
+    parser = build_parser()
+    namespace = parser.parse_args(argv)
+    if namespace.config_file is not None:
+        stated = build_options().parse_args(read_config(namespace.config_file))
+        namespace = parser.parse_args(argv, namespace=stated)
+    return settings_from_namespace(namespace)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``neurostorm`` and ``run.py``; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        return _print_version(verbose=any(token in arguments for token in ("-v", "-vv", "--verbose")))
+    try:
+        settings = parse_settings(arguments)
+        return _run(settings)
+    except NeurostormError as error:
+        print(f"neurostorm: {error}", file=sys.stderr)
+        if "--debug" in arguments:
+            raise
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("neurostorm: interrupted; the same command resumes where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(settings: Settings) -> int:
+    from neurostorm_bids.environment import prepare
+
+    prepare(settings)
+    if settings.level == "group":
+        from neurostorm_bids.group import run_group
+
+        return run_group(settings)
+    from neurostorm_bids.participant import run_participant
+
+    return run_participant(settings)
+
+
+def _print_version(*, verbose: bool) -> int:
+    import neurostorm_bids
+
+    print(f"neurostorm {neurostorm_bids.__version__}")
+    if verbose:
+        from neurostorm_bids.environment import describe
+
+        print("\n".join(describe()))
+    return 0
