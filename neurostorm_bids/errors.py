@@ -83,7 +83,147 @@ class ConfigUnreadable(NeurostormError):
     exit_code = USAGE
 
 
+class PluginUnusable(NeurostormError):
+    """A nipype plugin file that cannot be read or names no plugin."""
+
+    exit_code = USAGE
+
+
 class OutputNotWritable(NeurostormError):
     """The output or work folder cannot be created or written."""
 
     exit_code = CANNOT_CREATE_OUTPUT
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------
+
+
+class OutputWriteFailed(NeurostormError):
+    """Writing an output file failed half-way; nothing of it was left."""
+
+    exit_code = IO_ERROR
+
+
+class NonFiniteOutput(NeurostormError):
+    """A result is infinite, or a sidecar would hold NaN: never written."""
+
+
+class ModelNamesCollide(NeurostormError):
+    """Two models would write the same files."""
+
+    exit_code = USAGE
+
+
+class TableUnreadable(NeurostormError):
+    """A table of this app's own outputs, or its sidecar, cannot be read."""
+
+    exit_code = IO_ERROR
+
+
+class ModelsMixed(NeurostormError):
+    """Results of one model name come from different weights and cannot be pooled."""
+
+
+class NothingToAggregate(NeurostormError):
+    """The output folder holds no result that the selection names."""
+
+    exit_code = NO_INPUT
+
+
+# --- model files ------------------------------------------------------------------------------------------------
+
+
+class ModelError(NeurostormError):
+    """A model that cannot be found, read or trusted."""
+
+    exit_code = NO_INPUT
+
+
+class NoModelGiven(ModelError):
+    """No model was named and none (or more than one) is installed."""
+
+
+class ModelNotFound(ModelError):
+    """The named model is neither a file, a model folder nor a name that resolves to one."""
+
+
+class ModelUnreachable(ModelError):
+    """A registered model lies on the hub, and the hub cannot (or must not) be reached."""
+
+
+class ModelFileUnreadable(ModelError):
+    """A model file that is truncated, damaged or of another format."""
+
+    exit_code = IO_ERROR
+
+
+class ModelFileTooLarge(ModelError):
+    """A model file that declares more than a model of this kind can need."""
+
+
+class ModelFolderInvalid(ModelError):
+    """A model.json with a missing, unknown or impossible entry."""
+
+
+class ModelFolderEdited(ModelError):
+    """A model folder whose hashes do not match: a file was changed after it was written."""
+
+
+class ModelFolderExists(ModelError):
+    """A model folder would be overwritten."""
+
+    exit_code = CANNOT_CREATE_OUTPUT
+
+
+class UnsafeCheckpoint(ModelError):
+    """A checkpoint that holds objects which are not data; nothing in it was executed."""
+
+
+class ArchitectureUnstated(ModelError):
+    """A checkpoint that does not say how its windows are laid out; no shape would show a wrong guess."""
+
+
+class ArchitectureContradicted(ModelError):
+    """What was stated on the command line and what the checkpoint says differ."""
+
+
+class WeightsMismatch(ModelError):
+    """Weights whose names or shapes are not those of the architecture."""
+
+
+class WeightsNotFinite(ModelError):
+    """Weights with NaN or infinity."""
+
+
+class TargetUnstated(ModelError):
+    """A checkpoint's head that could be one of several things."""
+
+
+class UnsupportedCheckpoint(ModelError):
+    """A checkpoint of a kind that this program does not compute."""
+
+
+class PackMismatch(ModelError):
+    """A pack for another backbone, or packs that predict the same target."""
+
+
+class ModelUntrained(ModelError):
+    """Predictions were asked of a model that nobody trained."""
+
+
+class SelfTestFailed(ModelError):
+    """A model whose embedding of its own test input is not the one recorded with it."""
+
+
+class TargetScalerInvalid(UsageError):
+    """A scaler for a target that does not exist, is not a regression, or has a scaler already."""
+
+
+class DeviceUnavailable(UsageError):
+    """The device asked for does not exist here."""
+
+
+class ClipsInvalid(ModelError):
+    """Clips of another shape than the model's, or with NaN or infinity."""
+
+    exit_code = SOME_RUNS_FAILED

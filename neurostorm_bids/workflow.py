@@ -1,0 +1,232 @@
+"""nipype runs the tasks: one node a run, results as small files, so that any plugin and any crash can be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from neurostorm_bids.environment import runs_at_once, threads_per_run
+from neurostorm_bids.errors import PluginUnusable
+from neurostorm_bids.settings import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended; ``status`` is done, skipped (results were there) or failed."""
+
+    run: str
+    status: str
+    seconds: float = 0.0
+    n_clips: int = 0
+    message: str = ""
+    crash_file: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work that crosses process borders: ``function`` is called with ``arguments``.
+
+    ``function`` is named as ``module:name`` and returns an ``Outcome``; ``memory_mb`` is its estimated peak.
+    """
+
+    run: str
+    function: str
+    arguments: tuple[Any, ...]
+    memory_mb: int
+
+
+def execute(
+    tasks: Sequence[Task], settings: Settings, folder: Path, announce: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """Run every task under nipype and return their outcomes in order.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    settings : Settings
+        Resource limits, plugin and what to do after a failure.
+    folder : Path
+        Scratch folder of this call.
+    announce : callable
+        Called with each outcome as it comes in.
+    """
+    files = [_store(task, folder / "tasks" / f"{number:06d}") for number, task in enumerate(tasks)]
+    _run_nodes(list(zip(tasks, files, strict=True)), settings, folder, announce, _plugin(settings, len(tasks)))
+    lost = [(task, file) for task, file in zip(tasks, files, strict=True) if not _outcome_file(file).exists()]
+    if lost and not settings.stop_on_first_crash and settings.nipype_plugin_file is None:
+        # a worker that the system kills takes the pool with it: alone, each of the rest shows whether it was the one
+        for pair in lost:
+            _run_nodes([pair], settings, folder, announce, _pool(settings))
+    for task, file in lost:
+        if not _outcome_file(file).exists():
+            announce(_outcome(task, file))
+    return [_outcome(task, file) for task, file in zip(tasks, files, strict=True)]
+
+
+def perform(path: str, *, strict: bool = False) -> str:
+    """Entry point of a node: run the stored task and store its outcome beside it."""
+    file = Path(path)
+    task: Task = pickle.loads(file.read_bytes())  # written by execute() of this very call
+    module, _, name = task.function.partition(":")
+    function = getattr(__import__(module, fromlist=[name]), name)
+    outcome: Outcome = function(*task.arguments)
+    partial = _outcome_file(file).with_suffix(".part")
+    partial.write_text(json.dumps(asdict(outcome)))
+    partial.replace(_outcome_file(file))
+    if strict and outcome.status == "failed":
+        raise RuntimeError(outcome.message)
+    return str(_outcome_file(file))
+
+
+def _store(task: Task, stem: Path) -> Path:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    file = stem.with_suffix(".pkl")
+    file.write_bytes(pickle.dumps(task))
+    return file
+
+
+def _outcome_file(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _outcome(task: Task, file: Path) -> Outcome:
+    if not _outcome_file(file).exists():
+        return Outcome(
+            task.run,
+            "failed",
+            message=f"{task.run}: the worker ended without a result. It was killed (out of memory?) or never started. "
+            f"Give it more memory than about {task.memory_mb} MB, or fewer runs at once (--nprocs, --low-mem).",
+        )
+    content = json.loads(_outcome_file(file).read_text())
+    return Outcome(**{**content, "warnings": tuple(content["warnings"])})
+
+
+def _node_function(task: str, strict: bool) -> str:
+    # nipype ships the source of this function to its workers: it must import what it needs
+    from neurostorm_bids.workflow import perform
+
+    return perform(task, strict=strict)
+
+
+def _run_nodes(pairs, settings: Settings, folder: Path, announce, plugin: dict[str, Any]) -> None:
+    _configure_nipype(settings, folder)
+    from nipype import Function, Node, Workflow
+
+    workflow = Workflow(name="neurostorm", base_dir=str(folder / "nipype"))
+    files = {}
+    for task, file in pairs:
+        node = Node(
+            Function(["task", "strict"], ["outcome"], _node_function),
+            name=re.sub(r"\W", "_", f"{file.stem}_{task.run}"),
+            n_procs=threads_per_run(settings),
+            mem_gb=task.memory_mb / 1024,
+        )
+        node.inputs.task, node.inputs.strict = str(file), settings.stop_on_first_crash
+        files[node.name] = (task, file)
+        workflow.add_nodes([node])
+    plugin["plugin_args"]["status_callback"] = _reporter(files, announce)
+    if settings.write_graph:
+        workflow.write_graph(str(folder / "graph.dot"), graph2use="flat", format="svg", simple_form=True)
+    _run_to_the_end(workflow, plugin)
+
+
+def _run_to_the_end(workflow, plugin: dict[str, Any]) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from nipype.pipeline.engine.nodes import NodeExecutionError
+
+    if plugin["plugin"] == "MultiProc":
+        from neurostorm_bids.multiproc import SurvivingMultiProc
+
+        plugin = {"plugin": SurvivingMultiProc(plugin["plugin_args"])}
+    try:
+        workflow.run(**plugin)
+    except (BrokenProcessPool, NodeExecutionError, RuntimeError):
+        # tasks without an outcome file are reported by name by execute(); nipype's own text would bury that
+        return
+
+
+def _reporter(files: dict[str, tuple[Task, Path]], announce: Callable[[Outcome], None]):
+    def report(node, status: str) -> None:
+        task, file = files.get(node.name, (None, None))
+        if status in ("end", "exception") and task is not None and _outcome_file(file).exists():
+            announce(_outcome(task, file))
+
+    return report
+
+
+def _configure_nipype(settings: Settings, folder: Path) -> None:
+    from nipype import config, logging
+
+    level = "INFO" if settings.debug else "CRITICAL"
+    config.update_config(
+        {
+            "logging": {"workflow_level": level, "utils_level": level, "interface_level": level},
+            "execution": {
+                "crashdump_dir": str(folder / "crash"),
+                "crashfile_format": "txt",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "poll_sleep_duration": "0.05",
+                "check_version": "false",
+            },
+            "monitoring": {
+                "enabled": str(settings.resource_monitor).lower(),
+                "summary_file": str(folder / "usage.json"),
+            },
+        }
+    )
+    if settings.resource_monitor:
+        config.enable_resource_monitor()
+    (folder / "crash").mkdir(parents=True, exist_ok=True)
+    logging.update_logging(config)
+
+
+def _plugin(settings: Settings, n_tasks: int) -> dict[str, Any]:
+    if settings.nipype_plugin_file is not None:
+        return _plugin_file(settings.nipype_plugin_file)
+    if settings.debug or n_tasks == 1:
+        return {"plugin": "Linear", "plugin_args": {}}
+    return _pool(settings)
+
+
+def _pool(settings: Settings) -> dict[str, Any]:
+    return {
+        "plugin": "MultiProc",
+        "plugin_args": {
+            "n_procs": runs_at_once(settings) * threads_per_run(settings),
+            "memory_gb": memory_limit_mb(settings) / 1024,
+            "raise_insufficient": False,
+            "mp_context": "forkserver",  # a forked child hangs in its first OpenMP region
+        },
+    }
+
+
+def memory_limit_mb(settings: Settings) -> int:
+    """``--mem``, else nine tenths of what the machine has available now."""
+    if settings.mem_mb:
+        return settings.mem_mb
+    import psutil
+
+    return int(0.9 * psutil.virtual_memory().available / 2**20)
+
+
+def _plugin_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    os.environ.setdefault("LOGNAME", "neurostorm")  # nipype's SLURM plugin reads it; batch nodes may lack it
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PluginUnusable(
+            f"cannot be read: {error}", file=path, remedy="Mend it or leave out --use-plugin"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise PluginUnusable("names no plugin", file=path, expected="plugin: NAME and plugin_args: {...}")
+    return {"plugin": content["plugin"], "plugin_args": dict(content.get("plugin_args") or {})}
