@@ -9,6 +9,7 @@ from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
 
 Provenance = Literal["stated", "assumed"]
 TargetKind = Literal["regression", "classification", "retrieval"]
+Scaling = Literal["standard", "minmax"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class InputSpec:
 class Target:
     """What one head predicts.
 
-    ``mean`` and ``std`` (natural units) undo the scaling of a regression target; None means that nobody
-    stated them, and predictions are then in standard units and say so.
+    ``mean`` and ``std`` (natural units) undo the scaling of a regression target, ``value = mean + std * output``;
+    None means that nobody stated them, and predictions are then in standard units and say so. Of a target that was
+    scaled to its range (``scaling`` "minmax"), ``mean`` is the training minimum and ``std`` the range above it.
+    ``temperature`` divides the logits of a classification (calibration).
     """
 
     name: str
@@ -65,3 +68,5 @@ class Target:
     classes: tuple[str, ...] = ()
     mean: float | None = None
     std: float | None = None
+    scaling: Scaling = "standard"
+    temperature: float = 1.0
