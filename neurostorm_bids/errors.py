@@ -227,3 +227,174 @@ class ClipsInvalid(ModelError):
     """Clips of another shape than the model's, or with NaN or infinity."""
 
     exit_code = SOME_RUNS_FAILED
+
+
+# --- space: images, transforms, routes --------------------------------------------------------------------------
+
+
+class SpaceError(NeurostormError):
+    """A run that cannot be brought to the model's grid; the other runs go on."""
+
+
+class ImageUnreadable(SpaceError):
+    """A file that is missing, truncated, corrupt, or no NIfTI."""
+
+
+class NotABoldSeries(SpaceError):
+    """An image that is not 4D."""
+
+
+class SurfaceData(SpaceError):
+    """CIFTI or another surface file; the model reads volumes."""
+
+
+class DataTypeUnsupported(SpaceError):
+    """Complex, RGB and other voxels that are no real numbers."""
+
+
+class AffineMissing(SpaceError):
+    """A header that says nothing about the position of its voxels."""
+
+
+class AffineContradictory(SpaceError):
+    """A header whose statements on the position of its voxels exclude each other."""
+
+
+class RepetitionTimeUnusable(SpaceError):
+    """No repetition time, or one that no scanner has."""
+
+
+class NonFiniteVoxels(SpaceError):
+    """NaN or infinity inside the brain."""
+
+
+class ConstantSeries(SpaceError):
+    """A series without any change."""
+
+
+class DemeanedSeries(SpaceError):
+    """A series whose mean was removed: the model's normalisation would be meaningless."""
+
+
+class MaskUnusable(SpaceError):
+    """A brain mask that is empty, or that lies on another grid than its run."""
+
+
+class NoRoute(SpaceError):
+    """No image of the run can be brought to the model's template."""
+
+
+class TransformUnreadable(SpaceError):
+    """A transform file that is missing, broken, or of a kind that is not supported."""
+
+
+class TransformUnavailable(SpaceError):
+    """A template transform that is not in the cache and cannot be fetched."""
+
+
+class CoverageTooLow(SpaceError):
+    """A run that covers too little of the template brain."""
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------
+
+
+class DatasetMissing(NeurostormError):
+    """The input folder does not exist, or holds no dataset that can be read."""
+
+    exit_code = NO_INPUT
+
+
+class DatasetAmbiguous(NeurostormError):
+    """Several derivative datasets could be meant, and the user named none."""
+
+    exit_code = USAGE
+
+
+class DatasetInvalid(NeurostormError):
+    """The raw dataset is no valid BIDS."""
+
+    exit_code = INVALID_BIDS
+
+
+class ValidatorMissing(NeurostormError):
+    """The BIDS validator cannot be started."""
+
+    exit_code = USAGE
+
+
+class FilterUnusable(NeurostormError):
+    """A ``--bids-filter-file`` that cannot be read or names an entity that does not exist."""
+
+    exit_code = USAGE
+
+
+class DatabaseUnusable(NeurostormError):
+    """A ``--bids-database-dir`` that lies inside the input, or whose index cannot be read."""
+
+    exit_code = USAGE
+
+
+class NothingSelected(NeurostormError):
+    """Labels and filters leave no run."""
+
+    exit_code = NOTHING_SELECTED
+
+
+class NoUsableRun(NeurostormError):
+    """Runs were found and none of them can be used: all their faults in one message."""
+
+    exit_code = NO_USABLE_RUN
+
+
+class RunUnusable(NeurostormError):
+    """One run that cannot be used: no volume, several volumes, or volumes that cannot be read."""
+
+
+class FileNotFetched(NeurostormError):
+    """A file of a DataLad dataset whose content is not on this machine."""
+
+
+class FileEmpty(NeurostormError):
+    """A file of 0 bytes."""
+
+
+class FileUnreadable(NeurostormError):
+    """A file that is missing, is no regular file, or may not be read."""
+
+
+class SidecarUnreadable(NeurostormError):
+    """A JSON file that is no JSON."""
+
+
+class SidecarInvalid(NeurostormError):
+    """A JSON sidecar whose values make no sense."""
+
+
+class ConfoundsUnusable(NeurostormError):
+    """A confounds table that cannot be read, or whose rows are not the run's volumes."""
+
+
+class ParticipantsUnusable(NeurostormError):
+    """A ``participants.tsv`` that cannot be read, or that names a participant twice or not at all."""
+
+    exit_code = NO_INPUT
+
+
+# --- clips: time, motion, confounds ------------------------------------------------------------------------------
+
+
+class ClipError(NeurostormError):
+    """A run that gives no clip; the other runs go on."""
+
+
+class TooFewFrames(ClipError):
+    """A run that is shorter than one clip."""
+
+
+class EveryClipMoved(ClipError):
+    """A run without a clip at or below the motion threshold."""
+
+
+class MotionUnknown(ClipError):
+    """A motion threshold for a run that has no framewise displacement."""
