@@ -265,3 +265,37 @@ def _unreachable(entry: RegistryEntry, hub: HubFile, why: str) -> ModelUnreachab
             f"{hub.file} and put it here as {place / hub.basename} (a folder that NEUROSTORM_MODELS names)"
         ),
     )
+
+
+# --- listing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of ``neurostorm-models list``."""
+
+    name: str
+    status: str
+    summary: str
+
+
+def listing(cache_dir: Path | None = None) -> list[Listed]:
+    """Registered models with where they are, then installed ones that no entry names."""
+    entries = registry()
+    rows = [Listed(entry.name, _status(entry, cache_dir), entry.summary) for entry in entries]
+    known = {entry.name for entry in entries}
+    return rows + [
+        Listed(name, "installed", str(path)) for name, path in installed_models().items() if name not in known
+    ]
+
+
+def _status(entry: RegistryEntry, cache_dir: Path | None) -> str:
+    found = _installed(entry.name, entry)
+    if found is not None:
+        where = found.origin
+    elif entry.hub is not None and cached_file(entry.hub, cache_dir) is not None:
+        where = "hub cache"
+    else:
+        size = entry.hub.bytes if entry.hub is not None else None
+        where = "on the hub" + (f", {size / 1e6:.0f} MB" if size else "")
+    return where if entry.verified else where + ", unverified"
