@@ -1,0 +1,193 @@
+"""From settings to runs: locate the datasets, read each participant, tell all faults together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from neurostorm_bids.errors import DatabaseUnusable, NeurostormError, NothingSelected, NoUsableRun, UsageError
+from neurostorm_bids.inputs import fmriprep
+from neurostorm_bids.inputs.datasets import Scope, locate
+from neurostorm_bids.inputs.queries import make_queries
+from neurostorm_bids.inputs.reader import Found, Reader, Request
+from neurostorm_bids.inputs.runs import BoldRun, Source
+from neurostorm_bids.inputs.sidecars import Sidecars
+from neurostorm_bids.inputs.validation import validate_raw
+from neurostorm_bids.settings import Settings
+
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {"auto": fmriprep.READER, "fmriprep": fmriprep.READER, "nibabies": fmriprep.READER}
+)
+SHOWN = 5  # labels or faults told one by one
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was found for a call.
+
+    ``runs`` can be used; ``rejected`` holds an error for each run that was asked for and cannot be; ``warnings``
+    concern the dataset or the selection (those of a run are in the run).
+    """
+
+    runs: tuple[BoldRun, ...]
+    rejected: tuple[NeurostormError, ...]
+    warnings: tuple[str, ...]
+    sources: tuple[Source, ...]
+    raw: Path | None = None
+
+    @property
+    def dataset(self) -> Source:
+        """The derivative dataset that was named first."""
+        return self.sources[0]
+
+
+def find_runs(settings: Settings, work_dir: Path | None = None) -> Selection:
+    """All runs that the settings ask for, one ``BoldRun`` a scanner run, sorted by name.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``bids_dir`` is an fMRIPrep folder, or a raw dataset with ``derivatives`` named or beneath it.
+    work_dir : Path, optional
+        Not needed: nothing is cached unless ``bids_database_dir`` is set.
+
+    Raises
+    ------
+    DatasetMissing, DatasetAmbiguous, DatasetInvalid
+        For the dataset as a whole.
+    FilterUnusable, DatabaseUnusable, UsageError
+        For options that cannot be followed.
+    NothingSelected
+        When labels and filters leave nothing.
+    NoUsableRun
+        When runs are there and none can be used; the message tells the faults of all.
+    """
+    reader = _reader(settings.input_type)
+    scope = locate(settings.bids_dir, settings.derivatives)
+    _check_database(settings, scope)
+    if scope.raw is not None and scope.raw.root == settings.bids_dir and not settings.skip_bids_validation:
+        validate_raw(scope.raw.root)
+    request = make_request(settings, scope)
+    participants, warnings = _participants(settings, scope, reader)
+    found = [reader.read(participant, request) for participant in participants]
+    return _selection(settings, scope, found, warnings)
+
+
+def make_request(settings: Settings, scope: Scope) -> Request:
+    """What readers are asked."""
+    return Request(
+        scope=scope,
+        queries=make_queries(settings.desc, settings.bids_filter_file),
+        desc=settings.desc,
+        sessions=tuple(label.removeprefix("ses-") for label in settings.session_label),
+        tasks=tuple(label.removeprefix("task-") for label in settings.task_id),
+        database_dir=settings.bids_database_dir,
+        sidecars=tuple(Sidecars(dataset.root) for dataset in scope.derivatives),
+        raw_sidecars=Sidecars(scope.raw.root) if scope.raw is not None else None,
+    )
+
+
+def _reader(input_type: str) -> Reader:
+    if input_type not in READERS:
+        raise UsageError(
+            f"--input-type {input_type} cannot be read", expected=" or ".join(READERS), remedy="Choose one of these"
+        )
+    return READERS[input_type]
+
+
+def _check_database(settings: Settings, scope: Scope) -> None:
+    roots = [dataset.root for dataset in (*scope.derivatives, *([scope.raw] if scope.raw else []))]
+    folder = settings.bids_database_dir
+    for root in [settings.bids_dir, *roots]:
+        if folder is not None and folder.resolve().is_relative_to(root.resolve()):
+            raise DatabaseUnusable(
+                "lies inside the input",
+                file=folder,
+                expected="a folder outside of it, since the input is never written to",
+                remedy="Name another --bids-database-dir",
+            )
+
+
+def _participants(settings: Settings, scope: Scope, reader: Reader) -> tuple[list[str], list[str]]:
+    roots = [dataset.root for dataset in scope.derivatives]
+    labels = [label.removeprefix("sub-") for label in settings.participant_label]
+    asked = [label for label in dict.fromkeys(labels) if any((root / f"sub-{label}").is_dir() for root in roots)]
+    if labels and asked:
+        absent = [label for label in dict.fromkeys(labels) if label not in asked]
+        return sorted(asked), [_absent("participant", absent, roots)] if absent else []
+    everybody = sorted({label for root in roots for label in reader.participants(root)})
+    if labels:
+        raise NothingSelected(
+            f"has none of the participants {_some(labels)}",
+            file=roots[0],
+            expected=f"one of {_some(everybody)}" if everybody else "folders named sub-<label>",
+            remedy="Check --participant-label",
+        )
+    if not everybody:
+        raise NothingSelected("has no participants", file=roots[0], expected="folders named sub-<label>")
+    return everybody, []
+
+
+def _absent(kind: str, labels: Sequence[str], roots: Sequence[Path]) -> str:
+    return f"no {kind} {_some(labels)} in {roots[0]}"
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    return ", ".join(labels[:SHOWN]) + more
+
+
+# --- the answer -------------------------------------------------------------------------------------------------
+
+
+def _selection(settings: Settings, scope: Scope, found: Sequence[Found], warnings: list[str]) -> Selection:
+    runs = tuple(run for one in found for run in one.runs)
+    rejected = tuple(fault for one in found for fault in one.rejected)
+    roots = [dataset.root for dataset in scope.derivatives]
+    if not runs and rejected:
+        raise none_usable(rejected, roots[0])
+    if not runs:
+        raise _nothing_selected(settings, found, roots[0])
+    warnings += [warning for one in found for warning in one.warnings]
+    for kind, asked, seen in (
+        ("session", settings.session_label, {run.session for run in runs}),
+        ("task", settings.task_id, {run.entities.get("task") for run in runs}),
+    ):
+        absent = [label for label in asked if label.removeprefix("ses-").removeprefix("task-") not in seen]
+        warnings += [f"no usable run of {kind} {_some(absent)} in {roots[0]}"] if absent else []
+    sources = tuple(dataset.source for dataset in scope.derivatives)
+    return Selection(runs, rejected, (*scope.warnings, *warnings), sources, scope.raw.root if scope.raw else None)
+
+
+def none_usable(rejected: Iterable[NeurostormError], root: Path) -> NoUsableRun:
+    """One error for many: each kind of fault once, with its count, an example and the remedy."""
+    kinds: dict[str, list[NeurostormError]] = {}
+    for fault in rejected:
+        kinds.setdefault(fault.expected or fault.remedy or fault.fault, []).append(fault)
+    told = [
+        f"({n}) {faults[0]}" + (f" The same holds for {len(faults) - 1} more." if len(faults) > 1 else "")
+        for n, faults in enumerate(kinds.values(), 1)
+    ]
+    more = f" and {len(told) - SHOWN} other faults" if len(told) > SHOWN else ""
+    return NoUsableRun(f"no run can be used: {' '.join(told[:SHOWN])}{more}", file=root)
+
+
+def _nothing_selected(settings: Settings, found: Sequence[Found], root: Path) -> NothingSelected:
+    options = [
+        option
+        for option, value in (
+            ("--session-label", settings.session_label),
+            ("--task-id", settings.task_id),
+            ("--bids-filter-file", settings.bids_filter_file),
+        )
+        if value
+    ]
+    left_out = [name for one in found for name in one.unselected]
+    return NothingSelected(
+        f"has no run that {' and '.join(options) or 'the queries'} would select",
+        file=root,
+        expected=f"one of {_some(left_out)}" if left_out else "functional runs",
+        remedy=f"Check {' and '.join(options)}" if options else None,
+    )

@@ -1,0 +1,207 @@
+"""Runs of fMRIPrep 1.5 and later, and of pipelines that name files as it does (NiBabies, XCP-D, fMRIPost-AROMA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.inputs.explain import all_faulty, no_functional_files, no_volume
+from neurostorm_bids.inputs.groups import Group, grouped, is_concatenation, run_entities, short_names
+from neurostorm_bids.inputs.images import Images, asked, images_of, nearest
+from neurostorm_bids.inputs.names import io_spec, matches
+from neurostorm_bids.inputs.presence import fault_of
+from neurostorm_bids.inputs.reader import Found, Reader, Request
+from neurostorm_bids.inputs.runs import BoldRun, Source
+from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, repetition_time, start_time
+from neurostorm_bids.inputs.transforms import anatomical, transforms_of
+from neurostorm_bids.inputs.tree import File, participant_files, participants_of
+
+INVERTED_REFERENCES = "23.2.0"
+WARN_INVERTED = (
+    "fMRIPrep 23.2.0 wrote masks and references in template spaces through transforms in the wrong order "
+    "(fmriprep#3237); run 23.2.1 or later, or use native BOLD"
+)
+ONCE = "echo", "part"  # chosen image by image, not run by run
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Everything that one participant has, in all datasets of the scope."""
+
+    request: Request
+    func: tuple[Group, ...]
+    anat: tuple[File, ...]
+    raw: dict[tuple, Group]
+
+
+def read_participant(participant: str, request: Request) -> Found:
+    """Runs of one participant in all datasets of the scope, one ``BoldRun`` a scanner run."""
+    person = _gather(participant, request)
+    if not person.func:
+        folders = [f"{dataset.root}/sub-{participant}" for dataset in request.scope.derivatives]
+        return Found(rejected=() if request.is_narrowed else (no_functional_files(participant, folders),))
+    runs: list[BoldRun] = []
+    rejected: list[NeurostormError] = []
+    unselected: list[str] = []
+    warnings: list[str] = []
+    for group in person.func:
+        if _is_concatenation(group, person):
+            warnings.append(f"{group.name}: a concatenation of other runs, left out")
+            continue
+        try:
+            run = _run(group, person)
+        except NeurostormError as fault:
+            rejected.append(fault)
+            continue
+        if run is None:
+            unselected.append(group.name)
+        else:
+            runs.append(run)
+    return Found(tuple(runs), tuple(rejected), tuple(warnings), tuple(unselected))
+
+
+def _gather(participant: str, request: Request) -> Participant:
+    files = [
+        file
+        for rank, dataset in enumerate(request.scope.derivatives)
+        for file in participant_files(dataset.root, participant, request.sessions, rank)
+    ]
+    raw = request.scope.raw
+    raw_files = participant_files(raw.root, participant, request.sessions) if raw is not None else []
+    return Participant(
+        request,
+        tuple(grouped(file for file in files if file.entities["datatype"] == "func")),
+        tuple(file for file in files if file.entities["datatype"] == "anat"),
+        {group.key: group for group in grouped(raw_files)},
+    )
+
+
+def _is_concatenation(group: Group, person: Participant) -> bool:
+    pipeline = person.request.scope.derivatives[group.files[0].rank].pipeline
+    return pipeline.lower().startswith("xcp") and is_concatenation(group, person.func)
+
+
+def _run(group: Group, person: Participant) -> BoldRun | None:
+    """The run of a group, or None where labels and filters leave it out.
+
+    Raises
+    ------
+    RunUnusable, SidecarInvalid
+        When the run is wanted and cannot be used.
+    """
+    request = person.request
+    if not _is_selected(group, request):
+        return None
+    volumes = asked(group.files, request.queries.wanted("bold"))
+    if not volumes:
+        if group.part is not None or asked(group.files, request.queries.alternatives["bold"]):
+            return None
+        raise no_volume(group, request.queries, request.desc)
+    images = images_of(group, volumes, request.queries)
+    if not images.images:
+        raise all_faulty(group, images.faults)
+    return _assembled(group, images, person)
+
+
+def _is_selected(group: Group, request: Request) -> bool:
+    entities = group.entities
+    if request.sessions and entities.get("session") not in request.sessions:
+        return False
+    if request.tasks and entities.get("task") not in request.tasks:
+        return False
+    wanted = request.queries.filters.get("bold", {})
+    of_runs = {name: value for name, value in wanted.items() if name in io_spec()["run_entities"] and name not in ONCE}
+    return matches(entities, of_runs)
+
+
+def _assembled(group: Group, images: Images, person: Participant) -> BoldRun:
+    request, first = person.request, images.files[0]
+    dataset = request.scope.derivatives[first.rank]
+    metadata, notes = _metadata(group, images, person)
+    confounds, missing = _confounds(group, first, request)
+    transforms, left_out = _transforms(group, person)
+    old = dataset.version == INVERTED_REFERENCES and any(image.space.startswith("MNI") for image in images.images)
+    desc = images.images[0].desc
+    return BoldRun(
+        source=_source(dataset.source, desc),
+        entities=short_names(run_entities(first.entities)),
+        images=images.images,
+        confounds=confounds,
+        confounds_json=_sidecar(confounds),
+        transforms=tuple(transforms),
+        events=_events(group, person),
+        t_r_s=repetition_time(metadata, images.images[0].bold),
+        start_time_s=start_time(metadata, images.images[0].bold),
+        mean_removed=mean_removed(metadata, desc),
+        warnings=(
+            *images.warnings,
+            *(f"{fault}" for fault in images.faults),
+            *notes,
+            *missing,
+            *left_out,
+            *([WARN_INVERTED] if old else []),
+        ),
+    )
+
+
+def _source(source: Source, desc: str | None) -> Source:
+    known = io_spec()["denoising"].get(desc)
+    return replace(source, denoising=known["name"] if known else f"not known (desc-{desc})")
+
+
+def _metadata(group: Group, images: Images, person: Participant) -> tuple[Metadata, list[str]]:
+    """Metadata of the first image that states a repetition time, else of the raw run."""
+    notes: list[str] = []
+    for file in images.files:
+        path = Path(file.path)
+        metadata, faults = person.request.sidecars[file.rank].of(path.parent, file.entities, _json_of(path))
+        notes += [f"{fault} Passed over." for fault in faults]
+        if "RepetitionTime" in metadata or "VolumeTiming" in metadata:
+            return metadata, notes
+    return {**_raw_metadata(group, person), **metadata}, notes
+
+
+def _raw_metadata(group: Group, person: Participant) -> Metadata:
+    raw = person.raw.get(group.key)
+    images = [file for file in raw.files if file.entities.get("suffix") == "bold"] if raw else []
+    if not images or person.request.raw_sidecars is None:
+        return {}
+    path = Path(images[0].path)
+    metadata, _ = person.request.raw_sidecars.of(path.parent, images[0].entities, _json_of(path))
+    # the volumes that the pipeline wrote may start later than those of the scanner; only their spacing carries over
+    return {key: value for key, value in metadata.items() if key in ("RepetitionTime", "VolumeTiming")}
+
+
+def _json_of(path: Path) -> Path:
+    return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+def _sidecar(path: Path | None) -> Path | None:
+    sidecar = _json_of(path) if path is not None else None
+    return sidecar if sidecar is not None and sidecar.is_file() else None
+
+
+def _confounds(group: Group, file: File, request: Request) -> tuple[Path | None, list[str]]:
+    found = nearest(file, asked(group.files, request.queries.wanted("confounds")))
+    if found is None:
+        return None, ["no confounds table: head motion and non-steady-state volumes are not known"]
+    fault = fault_of(Path(found.path))
+    return (None, [f"{fault} Head motion is not known."]) if fault else (Path(found.path), [])
+
+
+def _transforms(group: Group, person: Participant):
+    queries = person.request.queries
+    own, warnings = transforms_of(group.files, queries.wanted("bold_transform"))
+    anat, more = transforms_of(anatomical(person.anat, group.entities.get("session")), queries.wanted("anat_transform"))
+    return own + anat, warnings + more
+
+
+def _events(group: Group, person: Participant) -> Path | None:
+    raw = person.raw.get(group.key)
+    files = (*(raw.files if raw else ()), *group.files)
+    paths = [Path(file.path) for file in asked(files, person.request.queries.wanted("events"))]
+    return next((path for path in paths if fault_of(path) is None), None)
+
+
+READER = Reader(participants_of, read_participant)

@@ -1,0 +1,101 @@
+"""The images of a run: a BOLD volume in each space with the mask and the reference that belong to it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurostorm_bids.errors import NeurostormError, RunUnusable
+from neurostorm_bids.inputs.groups import Group
+from neurostorm_bids.inputs.names import Query, canonical, matches
+from neurostorm_bids.inputs.presence import fault_of
+from neurostorm_bids.inputs.queries import Queries
+from neurostorm_bids.inputs.runs import BoldImage
+from neurostorm_bids.inputs.spaces import space_of
+from neurostorm_bids.inputs.tree import File
+
+Place = tuple[str, str | None]  # space and resolution
+
+
+@dataclass(frozen=True)
+class Images:
+    """Usable images of a run with the files they came from, and the faults of the others."""
+
+    images: tuple[BoldImage, ...]
+    files: tuple[File, ...]
+    faults: tuple[NeurostormError, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def place_of(file: File) -> Place:
+    """Space and resolution of an image; ``res-2`` and ``res-02`` are one."""
+    resolution = file.entities.get("res")
+    return space_of(file.entities), canonical("res", resolution) if resolution is not None else None
+
+
+def asked(files: Iterable[File], alternatives: Sequence[Query]) -> list[File]:
+    """Files that match one of the alternatives, those of an earlier alternative first."""
+    files = list(files)
+    return [file for query in alternatives for file in files if matches(file.entities, query)]
+
+
+def nearest(file: File, candidates: Iterable[File]) -> File | None:
+    """The first candidate from the same dataset, or the first of all."""
+    candidates = list(candidates)
+    return next((one for one in candidates if one.rank == file.rank), candidates[0] if candidates else None)
+
+
+def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images:
+    """Images of a run from its BOLD volumes.
+
+    Raises
+    ------
+    RunUnusable
+        When two volumes claim to be the same image.
+    """
+    places: dict[Place, list[File]] = defaultdict(list)
+    for file in volumes:
+        places[place_of(file)].append(file)
+    images, files, faults, warnings = [], [], [], []
+    for place, rivals in places.items():
+        file, note = _the_one(group, rivals)
+        image = _image(file, place, group, queries)
+        problems = [fault for path in (image.bold, image.mask) if path is not None and (fault := fault_of(path))]
+        faults += problems
+        warnings += note
+        if not problems:
+            images.append(image)
+            files.append(file)
+    return Images(tuple(images), tuple(files), tuple(faults), tuple(warnings))
+
+
+def _the_one(group: Group, rivals: Sequence[File]) -> tuple[File, list[str]]:
+    if len(rivals) == 1:
+        return rivals[0], []
+    stems = {file.path.removesuffix(".gz").removesuffix(".nii") for file in rivals}
+    if len(stems) > 1:
+        raise RunUnusable(
+            f"{group.name} has {len(rivals)} volumes in one space: {', '.join(file.path for file in rivals)}",
+            expected="one",
+            remedy="Remove what an earlier call of the pipeline left, or choose with --bids-filter-file",
+        )
+    sound = [file for file in rivals if fault_of(Path(file.path)) is None] or list(rivals)
+    chosen = min(sound, key=lambda file: not file.path.endswith(".gz"))
+    return chosen, [f"{chosen.path}: there is a .nii and a .nii.gz of this image; this one is read"]
+
+
+def _image(file: File, place: Place, group: Group, queries: Queries) -> BoldImage:
+    here = [one for one in group.files if place_of(one) == place]
+    mask = nearest(file, asked(here, queries.wanted("mask")))
+    reference = nearest(file, asked(here, queries.wanted("boldref")))
+    boldref = Path(reference.path) if reference and fault_of(Path(reference.path)) is None else None
+    return BoldImage(
+        bold=Path(file.path),
+        space=place[0],
+        mask=Path(mask.path) if mask else None,
+        boldref=boldref,
+        resolution=file.entities.get("res"),
+        desc=file.entities.get("desc"),
+    )

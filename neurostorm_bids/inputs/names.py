@@ -1,0 +1,117 @@
+"""File names to entities, by PyBIDS' grammar, and entities against a query.
+
+PyBIDS knows which entities there are and how each looks in a file name; ``data/io_spec.json`` adds the two
+that it lacks (``cohort``, ``hash``). A query is a dictionary of entity to wanted value: a text, a list of
+texts, ``None`` (the entity is absent) or ``"*"`` (present, whatever its value).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+Entities = dict[str, str]
+Query = Mapping[str, Any]
+
+PRESENT = "*"
+NUMBERED = frozenset({"run", "echo", "res", "cohort", "chunk"})  # 1 and 01 are the same one
+
+# PyBIDS' names on the left are the ones used throughout; filter files may also use what stands in file names
+ALIASES = MappingProxyType(
+    {
+        "sub": "subject",
+        "ses": "session",
+        "acq": "acquisition",
+        "ce": "ceagent",
+        "rec": "reconstruction",
+        "dir": "direction",
+        "resolution": "res",
+        "density": "den",
+        "mod": "modality",
+        "seg": "segmentation",
+    }
+)
+
+
+@cache
+def io_spec() -> Mapping[str, Any]:
+    """The queries and the pipelines, as ``data/io_spec.json`` states them."""
+    return MappingProxyType(json.loads(files("neurostorm_bids").joinpath("data/io_spec.json").read_text("utf-8")))
+
+
+@cache
+def grammar() -> tuple[tuple[str, Any], ...]:
+    """Name and compiled pattern of every entity that PyBIDS or ``io_spec.json`` knows."""
+    from bids.layout import Config
+
+    extra = Config(name="neurostorm", entities=[dict(entity) for entity in io_spec()["entities"]])
+    entities: dict[str, Any] = {}
+    for config in (Config.load("bids"), Config.load("derivatives"), extra):
+        entities.update(config.entities)
+    return tuple((name, entity.regex) for name, entity in entities.items() if name not in ("fmap", "scans"))
+
+
+def parse_name(name: str, datatype: str | None = None) -> Entities:
+    """Entities of a file name, values as written (``run`` keeps its zeros).
+
+    Parameters
+    ----------
+    name : str
+        File name without folder.
+    datatype : str, optional
+        Name of the folder ("func", "anat").
+
+    Examples
+    --------
+    >>> parse_name("sub-01_task-rest_run-01_bold.nii.gz", "func")["run"]
+    '01'
+    """
+    head, _, rest = name.partition("_")
+    if not head.startswith("sub-") or not rest:
+        return dict(_parse(name, datatype))
+    return {"subject": head.removeprefix("sub-"), **_parse(f"_{rest}", datatype)}
+
+
+@lru_cache(maxsize=8192)
+def _parse(name: str, datatype: str | None) -> Mapping[str, str]:
+    # participants of one study share all but the label of their names, so most names are read only once
+    path = f"/{datatype}/{name}" if datatype else f"/{name}"
+    found = ((entity, pattern.search(path)) for entity, pattern in grammar())
+    return MappingProxyType({entity: match.group(1) for entity, match in found if match is not None})
+
+
+def canonical(entity: str, value: object) -> str:
+    """A value such that equal things compare equal: ``run-1`` and ``run-01``, ``res-2`` and ``res-02``.
+
+    >>> canonical("run", "01"), canonical("task", "01")
+    ('1', '01')
+    """
+    text = str(value)
+    return str(int(text)) if entity in NUMBERED and text.isascii() and text.isdigit() else text
+
+
+def matches(entities: Mapping[str, str], query: Query) -> bool:
+    """Whether a file's entities satisfy every part of a query."""
+    return all(_agrees(entity, entities.get(entity), wanted) for entity, wanted in query.items())
+
+
+def _agrees(entity: str, value: str | None, wanted: Any) -> bool:
+    if isinstance(wanted, (list, tuple)):
+        return any(_agrees(entity, value, one) for one in wanted)
+    if wanted is None:
+        return value is None
+    if value is None:
+        return False
+    return wanted == PRESENT or canonical(entity, value) == canonical(entity, wanted)
+
+
+def is_part_of(entities: Mapping[str, str], whole: Mapping[str, str], *, but: Iterable[str] = ()) -> bool:
+    """Whether all entities of one file occur, with the same value, in another's (BIDS inheritance)."""
+    return all(
+        entity in but or (entity in whole and canonical(entity, value) == canonical(entity, whole[entity]))
+        for entity, value in entities.items()
+    )

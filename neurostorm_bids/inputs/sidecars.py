@@ -1,0 +1,160 @@
+"""What JSON files say of an image: repetition time, start time, whether the mean was removed (BIDS inheritance)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from neurostorm_bids.errors import FileEmpty, NeurostormError, SidecarInvalid, SidecarUnreadable
+from neurostorm_bids.inputs.names import Entities, io_spec, is_part_of, parse_name
+from neurostorm_bids.inputs.presence import fault_of
+
+LONGEST_TR_S = 30.0  # beyond it the unit is wrong (milliseconds) rather than the scanner slow
+UNEVEN = 1e-3  # share of the repetition time by which volume onsets may differ from even spacing
+
+Metadata = dict[str, Any]
+
+
+def read_json(path: Path) -> Metadata:
+    """Content of a JSON file that holds a table.
+
+    Raises
+    ------
+    SidecarUnreadable, FileNotFetched, FileUnreadable
+        When it is empty, is broken, holds no table, or is not there.
+    """
+    fault = fault_of(path)
+    if isinstance(fault, FileEmpty):
+        raise _no_json(path, "is empty (0 bytes)")
+    if fault is not None:
+        raise fault
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _no_json(path, f"is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise _no_json(path, "holds no table")
+    return content
+
+
+def _no_json(path: Path, fault: str) -> SidecarUnreadable:
+    return SidecarUnreadable(fault, file=path, expected="a JSON table", remedy="Restore it from the pipeline's output")
+
+
+class Sidecars:
+    """Metadata of the BOLD images of one dataset, inherited as BIDS has it: the nearest file has the last word."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._shared = lru_cache(maxsize=32)(shared_sidecars)  # the dataset's own level is asked for every image
+
+    def of(self, folder: Path, entities: Entities, own: Path | None = None) -> tuple[Metadata, list[NeurostormError]]:
+        """Metadata that applies to an image, and the faults of the files that were passed over.
+
+        Parameters
+        ----------
+        folder : Path
+            Folder of the image, inside the dataset.
+        entities : dict
+            Entities of the image's name.
+        own : Path, optional
+            The image's own sidecar, where there may be one.
+        """
+        shared = [
+            path
+            for level in self._levels(folder)
+            for path, named in self._shared(level)
+            if is_part_of(named, entities, but=("suffix", "extension", "datatype"))
+        ]
+        metadata: Metadata = {}
+        faults: list[NeurostormError] = []
+        for path in shared + ([own] if own is not None and os.path.lexists(own) else []):
+            try:
+                metadata |= read_json(path)
+            except NeurostormError as fault:
+                faults.append(fault)
+        return metadata, faults
+
+    def _levels(self, folder: Path) -> list[Path]:
+        parts = folder.relative_to(self.root).parts
+        return [self.root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+
+
+def shared_sidecars(folder: Path) -> tuple[tuple[Path, Entities], ...]:
+    """JSON files of a folder that describe BOLD images and are not one image's own, general ones first."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError:
+        return ()
+    images = {name.partition(".")[0] for name in names if not name.endswith(".json")}
+    own = (name for name in names if name.endswith("bold.json") and name.partition(".")[0] not in images)
+    described = [(folder / name, parse_name(name)) for name in own]
+    return tuple(sorted(described, key=lambda one: (len(one[1]), one[0].name)))
+
+
+def repetition_time(metadata: Metadata, file: Path) -> float | None:
+    """Repetition time in seconds, from RepetitionTime or evenly spaced VolumeTiming; None where neither is stated.
+
+    Raises
+    ------
+    SidecarInvalid
+        When it is no positive number of seconds, or volumes are spaced unevenly.
+    """
+    if metadata.get("RepetitionTime") is None:
+        return _spacing(metadata.get("VolumeTiming"), file)
+    value = _number(metadata["RepetitionTime"])
+    if value is None or not 0 < value <= LONGEST_TR_S:
+        raise SidecarInvalid(
+            f"RepetitionTime is {metadata['RepetitionTime']!r}",
+            file=file,
+            expected=f"seconds, above 0 and at most {LONGEST_TR_S:g}",
+            remedy="Correct it in the JSON sidecar",
+        )
+    return value
+
+
+def _spacing(onsets_s: Any, file: Path) -> float | None:
+    if onsets_s is None:
+        return None
+    numbers = [_number(onset) for onset in onsets_s] if isinstance(onsets_s, list) else []
+    steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
+    even = bool(steps) and len(steps) == len(numbers) - 1 and max(steps) - min(steps) <= UNEVEN * max(steps)
+    if not even or not 0 < steps[0] <= LONGEST_TR_S:
+        raise SidecarInvalid(
+            "VolumeTiming is not evenly spaced", file=file, expected="one repetition time", remedy="Leave this run out"
+        )
+    return sum(steps) / len(steps)
+
+
+def start_time(metadata: Metadata, file: Path) -> float:
+    """Start of the first volume in seconds (``StartTime``), 0 where it is not stated.
+
+    Raises
+    ------
+    SidecarInvalid
+        When it is no number.
+    """
+    value = _number(metadata.get("StartTime", 0.0))
+    if value is None:
+        raise SidecarInvalid(f"StartTime is {metadata['StartTime']!r}", file=file, expected="a number of seconds")
+    return value
+
+
+def mean_removed(metadata: Metadata, desc: str | None) -> bool | None:
+    """Whether the series lost its mean: the sidecar's word first, then what is known of its ``desc``."""
+    for key in io_spec()["mean_removed_keys"]:
+        if isinstance(metadata.get(key), bool):
+            return metadata[key]
+    return io_spec()["denoising"].get(desc, {}).get("mean_removed")
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
