@@ -239,6 +239,14 @@ def test_background_takes_the_smallest_foreground_value(mask):
     assert data[mask].min() == statistics.background
 
 
+def test_background_can_be_zero(mask):
+    series, timing = InMemorySeries(brainlike(20), mask, 2.0), Timing.of(20, 2.0)
+    clips, _ = all_clips(series, timing, 50, 50, background="zero")
+    plain, _ = all_clips(series, timing, 50, 50)
+    assert not clips[0].data[0][~mask].any()
+    assert np.array_equal(clips[0].data[0][mask], plain[0].data[0][mask])
+
+
 def test_negatives_count_as_zero_but_stay_foreground(mask):
     data = brainlike(20, negatives=0.01)
     clipped = np.maximum(resampled(data, 50), 0)
@@ -347,6 +355,16 @@ def test_an_image_that_ends_early_is_refused(mask):
     series = InMemorySeries(brainlike(20), mask, 2.0, n_volumes=25)
     with pytest.raises(ImageUnreadable, match="ends after 20 volumes"):
         run_statistics(series, Timing.of(25, 2.0))
+
+
+def test_faults_that_a_series_reports_at_its_end_are_heard(mask):
+    class Faulty(InMemorySeries):
+        def volumes(self, start: int = 0) -> Iterator[np.ndarray]:
+            yield from super().volumes(start)
+            raise ImageUnreadable("the checksum is wrong")
+
+    with pytest.raises(ImageUnreadable, match="checksum"):
+        run_statistics(Faulty(brainlike(20), mask, 2.0), Timing.of(20, 2.0))
 
 
 def test_an_empty_mask_is_refused():

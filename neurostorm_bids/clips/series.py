@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from neurostorm_bids.clips.timing import FrameWeights
-from neurostorm_bids.errors import ImageUnreadable, MaskUnusable, NonFiniteVoxels
+from neurostorm_bids.errors import ConstantSeries, ImageUnreadable, MaskUnusable, NonFiniteVoxels
 
+SMALLEST_RELATIVE_SD = 1e-6  # below this share of the mean, spread is float32 rounding
 BLOCK = 16384  # voxels worked on at a time: a block of float64 and its frames stay in the second-level cache
 
 
@@ -48,6 +49,28 @@ def foreground_voxels(mask: np.ndarray) -> np.ndarray:
     return voxels
 
 
+def require_finite(values: np.ndarray, volume: int) -> None:
+    """Raise NonFiniteVoxels where the foreground of a volume holds NaN or infinity."""
+    if np.isfinite(values.sum(dtype=np.float64)):
+        return
+    raise NonFiniteVoxels(
+        f"{np.count_nonzero(~np.isfinite(values))} voxels of volume {volume} (from 0) are NaN or infinite",
+        expected="finite values inside the mask",
+        remedy="Repair the image, or its mask where it covers undefined voxels",
+    )
+
+
+def require_spread(mean: float, variance: float) -> None:
+    """Raise ConstantSeries where the values of a run hardly differ from their mean."""
+    if variance > (SMALLEST_RELATIVE_SD * mean) ** 2:
+        return
+    raise ConstantSeries(
+        f"every value inside the mask is {mean:g}",
+        expected="values that differ across space and time",
+        remedy="Check the image and its mask",
+    )
+
+
 class LiveVolumes:
     """The foreground of the volumes that the current frames need: a ring that one pass over the run fills.
 
@@ -76,17 +99,17 @@ class LiveVolumes:
             self._keep(drawn)
             self._next += 1
 
+    def finish(self) -> None:
+        """Read to the end: a series makes its last checks there."""
+        for _ in self._stream:
+            pass
+
     def _keep(self, volume: np.ndarray) -> None:
         place = self._ring[self._next % len(self._ring)]
         # "clip" skips the bounds check that numpy would do on a buffered copy; positions come from the mask
         np.take(np.ascontiguousarray(volume).reshape(-1), self.voxels, out=place, mode="clip")
-        if self._check and not np.isfinite(place.sum(dtype=np.float64)):
-            n_bad = np.count_nonzero(~np.isfinite(place))
-            raise NonFiniteVoxels(
-                f"{n_bad} voxels of volume {self._start + self._next} (from 0) are NaN or infinite",
-                expected="finite values inside the mask",
-                remedy="Repair the image, or its mask where it covers undefined voxels",
-            )
+        if self._check:
+            require_finite(place, self._start + self._next)
         if self._gain is not None:
             place *= self._gain
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -14,14 +15,16 @@ from neurostorm_bids.clips.series import (
     blocks,
     foreground_voxels,
     longest_span,
+    require_spread,
     weighted_sum,
 )
 from neurostorm_bids.clips.timing import Timing
-from neurostorm_bids.errors import ConstantSeries, DemeanedSeries
+from neurostorm_bids.errors import DemeanedSeries
 from neurostorm_bids.settings import Intensity
 
+Background = Literal["minimum", "zero"]
+
 GROUP = 20  # frames summed per visit of a block
-SMALLEST_RELATIVE_SD = 1e-6  # below this share of the mean, spread is float32 rounding
 SMALL_TEMPORAL_SHARE = 1e-4
 
 
@@ -44,6 +47,8 @@ class RunStatistics:
         Mean over frames; 0 in the background.
     gain : ndarray of shape (n foreground voxels,), float32, or None
         Factor that each foreground voxel was multiplied by (``--intensity hcp``).
+    background_rule : {"minimum", "zero"}
+        What the background becomes.
     """
 
     timing: Timing
@@ -56,16 +61,24 @@ class RunStatistics:
     negative_share: float
     mean_image: np.ndarray
     gain: np.ndarray | None = None
+    background_rule: Background = "minimum"
     warnings: tuple[str, ...] = ()
 
     @property
     def background(self) -> np.float32:
-        """The value of the background after normalisation: the smallest foreground z."""
+        """The value of the background after normalisation: the smallest foreground z, or 0."""
+        if self.background_rule == "zero":
+            return np.float32(0)
         return (np.float32(self.minimum) - np.float32(self.mean)) / np.float32(self.std)
 
 
 def run_statistics(
-    series: VolumeSeries, timing: Timing, *, intensity: Intensity = "none", max_negative_share: float = 0.05
+    series: VolumeSeries,
+    timing: Timing,
+    *,
+    intensity: Intensity = "none",
+    background: Background = "minimum",
+    max_negative_share: float = 0.05,
 ) -> RunStatistics:
     """Read the run once and gather its statistics.
 
@@ -78,6 +91,8 @@ def run_statistics(
     timing : Timing
     intensity : {"none", "hcp"}
         "hcp": bias correction of the mean image and a grand mean of 10,000, as a gain per voxel.
+    background : {"minimum", "zero"}
+        What the background becomes after normalisation: the smallest foreground z (as published), or 0.
     max_negative_share : float
         Largest share of negative foreground values; more of them means that the mean was removed.
 
@@ -93,7 +108,8 @@ def run_statistics(
             expected=f"at most {100 * max_negative_share:g} %: BOLD with its mean, not demeaned or standardised",
             remedy="Use the images before demeaning, or add the mean image back",
         )
-    return _evaluate(sums, series.mask, timing, intensity, negative_share)
+    statistics = _evaluate(sums, series.mask, timing, intensity, negative_share)
+    return replace(statistics, background_rule=background)
 
 
 class _Sums:
@@ -134,6 +150,7 @@ def _sum_up(series: VolumeSeries, timing: Timing) -> _Sums:
                 if member == 0:
                     sums.first[block] = np.maximum(frame[:n], 0)
                 sums.add(block, frame[:n], spare[:n])
+    live.finish()
     return sums
 
 
@@ -149,7 +166,7 @@ def _evaluate(
     mean = voxel_mean.mean()
     within_sum, between_sum = within.sum(), n_frames * ((voxel_mean - mean) ** 2).sum()
     std = np.sqrt((within_sum + between_sum) / max(n_frames * n_voxels - 1, 1))
-    _require_spread(mean, std)
+    require_spread(mean, std**2)
     mean_image = np.zeros(mask.size, np.float32)
     mean_image[foreground_voxels(mask)] = voxel_mean
     share = float(within_sum / (within_sum + between_sum))
@@ -166,15 +183,6 @@ def _evaluate(
         gain=gain,
         warnings=_warnings(share),
     )
-
-
-def _require_spread(mean: float, std: float) -> None:
-    if not std > SMALLEST_RELATIVE_SD * abs(mean):
-        raise ConstantSeries(
-            f"every value inside the mask is {mean:g}",
-            expected="values that differ across space and time",
-            remedy="Check the image and its mask",
-        )
 
 
 def _warnings(share: float) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Timing:
     anti_alias: bool = False
 
     @classmethod
-    def of(cls, n_volumes: int, t_r_s: float, *, n_dummies: int = 0, **options) -> Timing:
+    def of(cls, n_volumes: int, t_r_s: float, *, n_dummies: int = 0, **options) -> Self:
         """Timing of a run of ``n_volumes``, the first ``n_dummies`` of which are dropped."""
         return cls(max(0, n_volumes - n_dummies), t_r_s, n_dummies=n_dummies, **options)
 
