@@ -134,13 +134,15 @@ def computation_to_json(description: ModelDescription) -> dict[str, Any]:
 
 
 def architecture_to_json(config: EncoderConfig) -> dict[str, Any]:
-    """An encoder's configuration with lists for tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    """An encoder's configuration with lists for tuples; numbers as JSON reads them back, so that hashes agree."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return values | {"mlp_ratio": float(config.mlp_ratio)}
 
 
 def input_to_json(spec: InputSpec) -> dict[str, Any]:
     """The input, each field with its provenance."""
     values = {field: getattr(spec, field) for field in INPUT_FIELDS}
+    values["t_r_s"] = float(spec.t_r_s)
     values["grid"] = {
         "shape": list(spec.grid.shape),
         "affine": [list(row) for row in spec.grid.affine],
@@ -151,7 +153,8 @@ def input_to_json(spec: InputSpec) -> dict[str, Any]:
 
 def _target_to_json(target: Target) -> dict[str, Any]:
     entries = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(target).items()}
-    entries["calibration"] = {"temperature": entries.pop("temperature")}
+    entries |= {name: float(entries[name]) for name in ("mean", "std") if entries[name] is not None}
+    entries["calibration"] = {"temperature": float(entries.pop("temperature"))}
     return entries
 
 
