@@ -223,6 +223,10 @@ class DeviceUnavailable(UsageError):
     """The device asked for does not exist here."""
 
 
+class BackendUnavailable(UsageError):
+    """The scan backend asked for is not installed, or does not run on the device."""
+
+
 class ClipsInvalid(ModelError):
     """Clips of another shape than the model's, or with NaN or infinity."""
 
