@@ -1,0 +1,94 @@
+"""Resampling: where each voxel of the grid finds its value, worked out once and applied to every volume.
+
+Rules at the border are those of ITK: a point within half a voxel of the outermost voxel centres is inside and
+takes the nearest voxels there are; any other point outside the image is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from neurostorm_bids.settings import Interpolation
+from neurostorm_bids.space.grid import Grid, apply_affine
+
+ON_VOXEL = 1e-4  # voxels; a point this close to a voxel centre is that voxel
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A linear map from the voxels of an image to the voxels of a grid.
+
+    ``weights`` has a row for each grid voxel (C order) and a column for each image voxel (Fortran order, as
+    volumes lie in a file).
+    """
+
+    weights: csr_matrix
+    shape: tuple[int, int, int]
+
+    def __call__(self, volume: np.ndarray) -> np.ndarray:
+        """A volume on the grid; zero outside the image.  # (x, y, z) -> (X, Y, Z) float32"""
+        return (self.weights @ volume.ravel(order="F")).reshape(self.shape)
+
+    def inside(self) -> np.ndarray:
+        """Which grid voxels lie inside the image.  # (X, Y, Z) bool"""
+        return (np.diff(self.weights.indptr) > 0).reshape(self.shape)
+
+
+def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpolation = "linear") -> Sampler:
+    """Map from an image to a grid whose voxels lie at ``points`` in the image's space.
+
+    Parameters
+    ----------
+    image, grid : Grid
+        Shapes and affines; their spaces may differ.
+    points : np.ndarray
+        World coordinates (mm) in the space of the image, one for each grid voxel in C order.  # (n, 3)
+    interpolation : {"linear", "nearest"}
+        Kernel.
+    """
+    places = voxel_coordinates(image, points)
+    inside = is_inside(places, image.shape)
+    kernel = {"linear": _linear, "nearest": _nearest}[interpolation]
+    columns, weights = kernel(places[inside], image.shape)  # (n_inside, taps)
+    counts = np.zeros(len(places), dtype=np.int64)
+    counts[inside] = columns.shape[1]
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    n_voxels = int(np.prod(image.shape))
+    matrix = csr_matrix((weights.ravel(), columns.ravel(), indptr), shape=(len(places), n_voxels))
+    matrix.eliminate_zeros()
+    return Sampler(matrix, grid.shape)
+
+
+def voxel_coordinates(image: Grid, points: np.ndarray) -> np.ndarray:
+    """Continuous voxel indices of world points, settled on a voxel centre where they are next to one.  # (n, 3)"""
+    places = apply_affine(np.linalg.inv(image.matrix), points)
+    whole = np.rint(places)
+    return np.where(np.abs(places - whole) < ON_VOXEL, whole, places)
+
+
+def is_inside(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Whether continuous voxel indices lie within half a voxel of the image's voxel centres.  # (n,) bool"""
+    return ((places >= -0.5) & (places < np.array(shape) - 0.5)).all(axis=1)
+
+
+def _nearest(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    columns = np.ravel_multi_index(tuple(np.floor(places + 0.5).astype(np.int32).T), shape, order="F")
+    return columns[:, None].astype(np.int32), np.ones((len(places), 1), dtype=np.float32)
+
+
+def _linear(places: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    low = np.floor(places).astype(np.int32)  # (n, 3)
+    fraction = (places - low).astype(np.float32)
+    columns = np.zeros((len(places), 8), dtype=np.int32)
+    weights = np.ones((len(places), 8), dtype=np.float32)
+    stride = 1
+    for axis, size in enumerate(shape):
+        high_side = (np.arange(8) >> axis & 1).astype(bool)  # (8,): which taps are on the high side of this axis
+        index = np.clip(low[:, axis, None] + high_side, 0, size - 1)
+        columns += index * np.int32(stride)
+        weights *= np.where(high_side, fraction[:, axis, None], 1 - fraction[:, axis, None])
+        stride *= size
+    return columns, weights
