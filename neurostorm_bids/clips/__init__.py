@@ -11,6 +11,7 @@ Two passes over the volumes, neither of which holds more than one clip's worth o
 ``reference.py`` is the other way in (``--preprocessing reference``): array space, int8, equal to the published code.
 """
 
+from neurostorm_bids.clips.denoise import confound_regressors, denoised
 from neurostorm_bids.clips.normalisation import Clip, clips_of, frames_of, normalise
 from neurostorm_bids.clips.series import VolumeSeries
 from neurostorm_bids.clips.statistics import RunStatistics, run_statistics
@@ -25,6 +26,8 @@ __all__ = [
     "Window",
     "Windows",
     "clips_of",
+    "confound_regressors",
+    "denoised",
     "frames_of",
     "normalise",
     "plan_windows",

@@ -7,6 +7,7 @@ are part of every normalisation here; this module gives the rest as one factor p
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from neurostorm_bids.errors import ConstantSeries
 
@@ -14,6 +15,9 @@ GRAND_MEAN = 10_000.0
 DEGREE = 3  # of the polynomial: receive fields are smooth over the head, anatomy is not
 N_REWEIGHTINGS = 15
 TUKEY = 4.685  # 95 % efficiency at a normal distribution
+EDGE_VOXELS = 2
+SMALLEST_INTERIOR = 0.2  # share of the mask
+FIT_VOXELS = 20_000  # as many, evenly spread, pin twenty coefficients down
 DARKEST = 0.1  # share of the median below which a voxel is dropout or edge and has no say
 LARGEST_GAIN = 5.0
 
@@ -22,9 +26,9 @@ def hcp_gain(mean_image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Factor per foreground voxel: one over the bias field, scaled so that the mean image averages 10,000.
 
     The logarithm of the mean image is fitted by a polynomial of degree 3 in the voxel positions, by iteratively
-    reweighted least squares with Tukey's biweight, so that bright fluid and dark edges do not bend the field. A
-    stand-in for the structural receive field that HCP divides by, which fMRIPrep does not provide; it cannot tell a
-    slow anatomical gradient from the coil's.
+    reweighted least squares with Tukey's biweight, so that bright fluid and signal loss do not bend the field; the
+    outer two voxels, dark by partial volume, have no say. A stand-in for the structural receive field that HCP divides
+    by, which fMRIPrep does not provide; it cannot tell a slow anatomical gradient from the coil's.
 
     Parameters
     ----------
@@ -39,13 +43,20 @@ def hcp_gain(mean_image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     positive = mean_image > 0
     if not positive.any():
         raise ConstantSeries("no voxel of the mean image is above 0", remedy="Check the image and its mask")
-    usable = mean_image > DARKEST * np.median(mean_image[positive])
+    usable = _interior(mask) & (mean_image > DARKEST * np.median(mean_image[positive]))
     basis = _polynomials(mask)  # (v, p)
-    target = np.log(mean_image[usable])
-    field = basis @ _robust_fit(basis[usable], target)
+    chosen = np.flatnonzero(usable)
+    chosen = chosen[:: max(1, len(chosen) // FIT_VOXELS)]
+    field = basis @ _robust_fit(basis[chosen], np.log(mean_image[chosen]))
     field -= np.median(field[usable])
     gain = np.exp(-np.clip(field, -np.log(LARGEST_GAIN), np.log(LARGEST_GAIN)))
     return (gain * (GRAND_MEAN / (np.maximum(mean_image, 0) * gain).mean())).astype(np.float32)
+
+
+def _interior(mask: np.ndarray) -> np.ndarray:
+    """Foreground voxels that lie ``EDGE_VOXELS`` deep; all of them where few do.  # (v,) bool"""
+    inner = ndimage.binary_erosion(mask, iterations=EDGE_VOXELS)[mask]
+    return inner if inner.mean() >= SMALLEST_INTERIOR else np.ones_like(inner)
 
 
 def _polynomials(mask: np.ndarray) -> np.ndarray:
