@@ -7,6 +7,7 @@ certainty (the reference's demo does). A regression whose scaler nobody stated s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,3 +120,9 @@ def with_scaler(target: Target, first: float, second: float) -> Target:
             remedy="leave --target-scaler out",
         )
     return replace(target, mean=float(first), std=float(scale))
+
+
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Predictions of one target for successive batches of clips as one."""
+    field = parts[0]._field()
+    return replace(parts[0], **{field: np.concatenate([getattr(part, field) for part in parts])})

@@ -139,12 +139,9 @@ def default_model() -> str:
     names = list(installed_models())
     if len(names) == 1:
         return names[0]
-    fault = (
-        f"several models are installed ({', '.join(names)})" if names else "no model was named and none is installed"
-    )
-    raise NoModelGiven(
-        fault, expected="--model with a folder, a checkpoint or one of: " + _names(), remedy=_HOW_TO_INSTALL
-    )
+    found = f"several are installed ({', '.join(names)})" if names else "none is installed"
+    expected = "--model with a folder, a checkpoint or one of: " + _names()
+    raise NoModelGiven(f"no model was named and {found}", expected=expected, remedy=_HOW_TO_INSTALL)
 
 
 _HOW_TO_INSTALL = (
@@ -176,6 +173,8 @@ def _from_path(path: Path) -> ModelSource:
 def _installed(name: str, entry: RegistryEntry | None) -> ModelSource | None:
     found = installed_models()
     if name in found:
+        if entry is not None and entry.hub is not None and found[name].name == entry.hub.basename:
+            check_pinned(found[name], entry.hub)
         return ModelSource(found[name], name, "installed", entry)
     if entry is not None and entry.hub is not None:
         for folder in model_folders():
@@ -213,23 +212,16 @@ def _from_hub(entry: RegistryEntry, offline: bool, cache_dir: Path | None) -> Mo
 
 
 def _download(entry: RegistryEntry, hub: HubFile, cache_dir: Path | None) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
+    # the client library's own base class (httpx or requests, by version), under the name the hub imports it by
+    transport: type[Exception] = vars(errors)["HTTPError"]
     try:
         size = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file, revision=hub.revision)).size
         _announce(entry, hub, size)
         return Path(hf_hub_download(hub.repo, hub.file, revision=hub.revision, cache_dir=cache_dir))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *_transport_errors()) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, transport, OSError) as error:
         raise _unreachable(entry, hub, f"the hub cannot be reached or lacks it ({type(error).__name__})") from error
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    try:
-        from httpx import HTTPError
-    except ModuleNotFoundError:  # huggingface_hub < 1 speaks through requests, whose errors are OSErrors
-        return ()
-    return (HTTPError,)
 
 
 def _announce(entry: RegistryEntry, hub: HubFile, size: int | None) -> None:
