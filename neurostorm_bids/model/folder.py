@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from neurostorm_bids.errors import (
@@ -282,7 +282,7 @@ def write_model_folder(
     tensors = {name: t.detach().clone().contiguous() for name, t in checked_tensors(weights, folder).items()}
     try:
         partial = _partial_folder(folder)
-        save_file(tensors, partial / WEIGHTS_FILE)
+        (partial / WEIGHTS_FILE).write_bytes(save(tensors))  # save_file would let the owner alone read it
         sha256 = _write_texts(partial, description, tensors, self_test, training, card)
         _put_in_place(partial, folder)
     except OSError as error:
