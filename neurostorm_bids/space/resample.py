@@ -49,17 +49,24 @@ def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpol
     interpolation : {"linear", "nearest"}
         Kernel.
     """
+    return Sampler(weight_matrix(image, points, interpolation), grid.shape)
+
+
+def weight_matrix(image: Grid, points: np.ndarray, interpolation: Interpolation) -> csr_matrix:
+    """Weights of an image's voxels (Fortran order) at points in its space; points outside have none.
+
+    # (n, 3) -> (n, n_voxels)
+    """
     places = voxel_coordinates(image, points)
     inside = is_inside(places, image.shape)
     kernel = {"linear": _linear, "nearest": _nearest}[interpolation]
     columns, weights = kernel(places[inside], image.shape)  # (n_inside, taps)
-    counts = np.zeros(len(places), dtype=np.int64)
+    counts = np.zeros(len(places), dtype=np.int32)
     counts[inside] = columns.shape[1]
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    n_voxels = int(np.prod(image.shape))
-    matrix = csr_matrix((weights.ravel(), columns.ravel(), indptr), shape=(len(places), n_voxels))
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    matrix = csr_matrix((weights.ravel(), columns.ravel(), indptr), shape=(len(places), image.n_voxels))
     matrix.eliminate_zeros()
-    return Sampler(matrix, grid.shape)
+    return matrix
 
 
 def voxel_coordinates(image: Grid, points: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from neurostorm_bids.space.masks import computed_mask, read_mask
 from neurostorm_bids.space.nifti import NiftiFile, open_series
 from neurostorm_bids.space.resample import Sampler, sampler
 from neurostorm_bids.space.routes import PARTICIPANT_SPACES, Route
+from neurostorm_bids.space.transforms import points_through
 
 NEGATIVE_SHARE = 0.05  # more negative voxels than this in the brain: the mean was taken away
 
@@ -79,10 +81,11 @@ class GridSeries:
         return replace(self, _observers=(*self._observers, observe))
 
 
-def to_grid(route: Route, grid: Grid) -> GridSeries:
+def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None) -> GridSeries:
     """Open a run along its route; voxels are read when the volumes are asked for.
 
-    Without a mask file one is computed, which reads the run once.
+    Without a mask file one is computed, which reads the run once. ``cache_dir`` keeps the grid's voxels as mapped
+    through large transforms, for the other runs of the participant.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def to_grid(route: Route, grid: Grid) -> GridSeries:
     """
     image = open_series(route.image.bold)
     t_r_s, warnings = judged_t_r_s(image.header, route.run.t_r_s, image.path)
-    points = grid_points_in_image(route, grid)
+    points = points_through(grid, route.files[::-1], cache_dir)  # points move against the images
     resample = sampler(route.geometry, grid, points, route.interpolation)
     mask, mask_origin, mask_warnings = _mask(route, image)
     return GridSeries(
@@ -108,13 +111,6 @@ def to_grid(route: Route, grid: Grid) -> GridSeries:
         _sampler=resample,
         _source_brain=np.flatnonzero(mask.ravel(order="F") > 0),
     )
-
-
-def grid_points_in_image(route: Route, grid: Grid) -> np.ndarray:
-    """Where the voxels of the grid lie in the space of the image, in mm.  # (n, 3)"""
-    if route.files:
-        raise NotImplementedError("routes through transforms")
-    return grid.points()
 
 
 def _mask(route: Route, image: NiftiFile) -> tuple[np.ndarray, str, tuple[str, ...]]:
