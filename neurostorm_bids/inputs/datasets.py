@@ -16,6 +16,8 @@ from neurostorm_bids.inputs.sidecars import Metadata, read_json
 
 PEEKED_PARTICIPANTS = 3  # enough to tell raw names from derivative ones
 
+DERIVATIVE_NAME = re.compile(r"_desc-|_space-.*_(bold|boldref|mask|dseg|probseg)\.")
+
 Kind = Literal["raw", "derivative", "container"]
 
 
@@ -62,7 +64,10 @@ def locate(bids_dir: Path, named: tuple[tuple[str, Path], ...] = ()) -> Scope:
     own = describe(bids_dir)
     extra = tuple(_only(describe(path)) for _, path in named)
     if own.kind == "derivative":
-        derivatives, raw = (own, *extra), _raw_above(own.root)
+        derivatives, raw = (
+            (own, *(one for one in extra if one.root.resolve() != own.root.resolve())),
+            _raw_above(own.root),
+        )
     else:
         raw = own if own.kind == "raw" else None
         derivatives = extra or (_search(own),)
@@ -83,7 +88,7 @@ def describe(root: Path) -> Dataset:
             "is empty" if root.is_dir() else "is no folder",
             file=root,
             expected="an fMRIPrep output folder, or a raw BIDS dataset with derivatives",
-            remedy="Check the path and, in a container, what is mounted there",
+            remedy="Check the path and, in a container, what is mounted; in a DataLad dataset run `datalad get` on it",
         )
     description, warnings = _description(root)
     pipeline, version = _generator(description)
@@ -122,7 +127,7 @@ def _kind(root: Path, description: Metadata, pipeline: str | None) -> Kind:
     names = _some_names(root)
     if names is None:
         return "raw" if description else "container"
-    return "derivative" if any(re.search(r"_(space|desc)-", name) for name in names) else "raw"
+    return "derivative" if any(DERIVATIVE_NAME.search(name) for name in names) else "raw"
 
 
 def _some_names(root: Path) -> list[str] | None:
@@ -165,6 +170,13 @@ def _search(dataset: Dataset) -> Dataset:
         found = _derivatives_in(place)
         if found:
             return _choose(dataset.root, found)
+    if dataset.root.name.startswith("sub-"):
+        raise DatasetMissing(
+            "is the folder of one participant",
+            file=dataset.root,
+            expected="the dataset",
+            remedy=f"Give {dataset.root.parent} --participant-label {dataset.root.name.removeprefix('sub-')}",
+        )
     raise DatasetMissing(
         "holds no derivatives of fMRIPrep",
         file=dataset.root,

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from neurostorm_bids.errors import DatabaseUnusable, NeurostormError, NothingSelected, NoUsableRun, UsageError
+from neurostorm_bids.errors import (
+    DatabaseUnusable,
+    DatasetMissing,
+    FileUnreadable,
+    NeurostormError,
+    NothingSelected,
+    NoUsableRun,
+    UsageError,
+)
 from neurostorm_bids.inputs import fmriprep
 from neurostorm_bids.inputs.datasets import Scope, locate
 from neurostorm_bids.inputs.queries import make_queries
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source
-from neurostorm_bids.inputs.sidecars import Sidecars
+from neurostorm_bids.inputs.sidecars import Shared
 from neurostorm_bids.inputs.validation import validate_raw
 from neurostorm_bids.settings import Settings
 
@@ -71,21 +79,33 @@ def find_runs(settings: Settings, work_dir: Path | None = None) -> Selection:
         validate_raw(scope.raw.root)
     request = make_request(settings, scope)
     participants, warnings = _participants(settings, scope, reader)
-    found = [reader.read(participant, request) for participant in participants]
+    found = [_read(reader, participant, request) for participant in participants]
     return _selection(settings, scope, found, warnings)
+
+
+def _read(reader: Reader, participant: str, request: Request) -> Found:
+    try:
+        return reader.read(participant, request)
+    except OSError as problem:  # a folder that may not be listed stops its participant, not the others
+        place = problem.filename or f"sub-{participant}"
+        fault = FileUnreadable(f"cannot be read: {problem.strerror}", file=place, remedy="Check its permissions")
+        return Found(rejected=(fault,))
 
 
 def make_request(settings: Settings, scope: Scope) -> Request:
     """What readers are asked."""
+    raw = scope.raw.root if scope.raw is not None else None
+    desc = settings.desc.removeprefix("desc-")
     return Request(
         scope=scope,
-        queries=make_queries(settings.desc, settings.bids_filter_file),
-        desc=settings.desc,
+        queries=make_queries(desc, settings.bids_filter_file),
+        desc=desc,
         sessions=tuple(label.removeprefix("ses-") for label in settings.session_label),
         tasks=tuple(label.removeprefix("task-") for label in settings.task_id),
         database_dir=settings.bids_database_dir,
-        sidecars=tuple(Sidecars(dataset.root) for dataset in scope.derivatives),
-        raw_sidecars=Sidecars(scope.raw.root) if scope.raw is not None else None,
+        sidecars=tuple(Shared(dataset.root, "bold.json") for dataset in scope.derivatives),
+        raw_sidecars=Shared(raw, "bold.json") if raw is not None else None,
+        raw_events=Shared(raw, "events.tsv") if raw is not None else None,
     )
 
 
@@ -126,7 +146,7 @@ def _participants(settings: Settings, scope: Scope, reader: Reader) -> tuple[lis
             remedy="Check --participant-label",
         )
     if not everybody:
-        raise NothingSelected("has no participants", file=roots[0], expected="folders named sub-<label>")
+        raise DatasetMissing("has no participants", file=roots[0], expected="folders named sub-<label>")
     return everybody, []
 
 

@@ -9,11 +9,12 @@ from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.inputs.explain import all_faulty, no_functional_files, no_volume
 from neurostorm_bids.inputs.groups import Group, grouped, is_concatenation, run_entities, short_names
 from neurostorm_bids.inputs.images import Images, asked, images_of, nearest
-from neurostorm_bids.inputs.names import io_spec, matches
+from neurostorm_bids.inputs.names import io_spec
 from neurostorm_bids.inputs.presence import fault_of
+from neurostorm_bids.inputs.queries import WITHIN_RUN
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source
-from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, repetition_time, start_time
+from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, merged, repetition_time, start_time
 from neurostorm_bids.inputs.transforms import anatomical, transforms_of
 from neurostorm_bids.inputs.tree import File, participant_files, participants_of
 
@@ -22,7 +23,7 @@ WARN_INVERTED = (
     "fMRIPrep 23.2.0 wrote masks and references in template spaces through transforms in the wrong order "
     "(fmriprep#3237); run 23.2.1 or later, or use native BOLD"
 )
-ONCE = "echo", "part"  # chosen image by image, not run by run
+SPACING = ("RepetitionTime", "VolumeTiming")
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,13 @@ class Participant:
     request: Request
     func: tuple[Group, ...]
     anat: tuple[File, ...]
-    raw: dict[tuple, Group]
 
 
 def read_participant(participant: str, request: Request) -> Found:
     """Runs of one participant in all datasets of the scope, one ``BoldRun`` a scanner run."""
     person = _gather(participant, request)
     if not person.func:
-        folders = [f"{dataset.root}/sub-{participant}" for dataset in request.scope.derivatives]
+        folders = [dataset.root / f"sub-{participant}" for dataset in request.scope.derivatives]
         return Found(rejected=() if request.is_narrowed else (no_functional_files(participant, folders),))
     runs: list[BoldRun] = []
     rejected: list[NeurostormError] = []
@@ -65,15 +65,12 @@ def _gather(participant: str, request: Request) -> Participant:
     files = [
         file
         for rank, dataset in enumerate(request.scope.derivatives)
-        for file in participant_files(dataset.root, participant, request.sessions, rank)
+        for file in participant_files(dataset.root, participant, rank, request.database_dir)
     ]
-    raw = request.scope.raw
-    raw_files = participant_files(raw.root, participant, request.sessions) if raw is not None else []
     return Participant(
         request,
         tuple(grouped(file for file in files if file.entities["datatype"] == "func")),
         tuple(file for file in files if file.entities["datatype"] == "anat"),
-        {group.key: group for group in grouped(raw_files)},
     )
 
 
@@ -93,9 +90,9 @@ def _run(group: Group, person: Participant) -> BoldRun | None:
     request = person.request
     if not _is_selected(group, request):
         return None
-    volumes = asked(group.files, request.queries.wanted("bold"))
+    volumes = asked(group.files, request.queries.wanted["bold"])
     if not volumes:
-        if group.part is not None or asked(group.files, request.queries.alternatives["bold"]):
+        if group.part is not None or asked(group.files, request.queries.unfiltered["bold"]):
             return None
         raise no_volume(group, request.queries, request.desc)
     images = images_of(group, volumes, request.queries)
@@ -110,15 +107,13 @@ def _is_selected(group: Group, request: Request) -> bool:
         return False
     if request.tasks and entities.get("task") not in request.tasks:
         return False
-    wanted = request.queries.filters.get("bold", {})
-    of_runs = {name: value for name, value in wanted.items() if name in io_spec()["run_entities"] and name not in ONCE}
-    return matches(entities, of_runs)
+    return request.queries.runs.matches(entities)
 
 
 def _assembled(group: Group, images: Images, person: Participant) -> BoldRun:
     request, first = person.request, images.files[0]
     dataset = request.scope.derivatives[first.rank]
-    metadata, notes = _metadata(group, images, person)
+    metadata, notes = _metadata(images, request)
     confounds, missing = _confounds(group, first, request)
     transforms, left_out = _transforms(group, person)
     old = dataset.version == INVERTED_REFERENCES and any(image.space.startswith("MNI") for image in images.images)
@@ -130,7 +125,7 @@ def _assembled(group: Group, images: Images, person: Participant) -> BoldRun:
         confounds=confounds,
         confounds_json=_sidecar(confounds),
         transforms=tuple(transforms),
-        events=_events(group, person),
+        events=_events(group, first, request),
         t_r_s=repetition_time(metadata, images.images[0].bold),
         start_time_s=start_time(metadata, images.images[0].bold),
         mean_removed=mean_removed(metadata, desc),
@@ -150,27 +145,30 @@ def _source(source: Source, desc: str | None) -> Source:
     return replace(source, denoising=known["name"] if known else f"not known (desc-{desc})")
 
 
-def _metadata(group: Group, images: Images, person: Participant) -> tuple[Metadata, list[str]]:
+def _metadata(images: Images, request: Request) -> tuple[Metadata, list[str]]:
     """Metadata of the first image that states a repetition time, else of the raw run."""
     notes: list[str] = []
+    metadata: Metadata = {}
     for file in images.files:
-        path = Path(file.path)
-        metadata, faults = person.request.sidecars[file.rank].of(path.parent, file.entities, _json_of(path))
+        shared = request.sidecars[file.rank]
+        metadata, faults = merged(shared.applying(_below(file, shared.root), file.entities))
         notes += [f"{fault} Passed over." for fault in faults]
-        if "RepetitionTime" in metadata or "VolumeTiming" in metadata:
+        if any(key in metadata for key in SPACING):
             return metadata, notes
-    return {**_raw_metadata(group, person), **metadata}, notes
+    return {**_raw_metadata(images.files[0], request), **metadata}, notes
 
 
-def _raw_metadata(group: Group, person: Participant) -> Metadata:
-    raw = person.raw.get(group.key)
-    images = [file for file in raw.files if file.entities.get("suffix") == "bold"] if raw else []
-    if not images or person.request.raw_sidecars is None:
+def _raw_metadata(file: File, request: Request) -> Metadata:
+    if request.raw_sidecars is None:
         return {}
-    path = Path(images[0].path)
-    metadata, _ = person.request.raw_sidecars.of(path.parent, images[0].entities, _json_of(path))
+    below = _below(file, request.scope.derivatives[file.rank].root)
+    metadata, _ = merged(request.raw_sidecars.applying(below, file.entities, but=WITHIN_RUN))
     # the volumes that the pipeline wrote may start later than those of the scanner; only their spacing carries over
-    return {key: value for key, value in metadata.items() if key in ("RepetitionTime", "VolumeTiming")}
+    return {key: value for key, value in metadata.items() if key in SPACING}
+
+
+def _below(file: File, root: Path) -> str:
+    return file.path.rpartition("/")[0].removeprefix(f"{root}/")
 
 
 def _json_of(path: Path) -> Path:
@@ -183,7 +181,7 @@ def _sidecar(path: Path | None) -> Path | None:
 
 
 def _confounds(group: Group, file: File, request: Request) -> tuple[Path | None, list[str]]:
-    found = nearest(file, asked(group.files, request.queries.wanted("confounds")))
+    found = nearest(file, asked(group.files, request.queries.wanted["confounds"]))
     if found is None:
         return None, ["no confounds table: head motion and non-steady-state volumes are not known"]
     fault = fault_of(Path(found.path))
@@ -192,16 +190,16 @@ def _confounds(group: Group, file: File, request: Request) -> tuple[Path | None,
 
 def _transforms(group: Group, person: Participant):
     queries = person.request.queries
-    own, warnings = transforms_of(group.files, queries.wanted("bold_transform"))
-    anat, more = transforms_of(anatomical(person.anat, group.entities.get("session")), queries.wanted("anat_transform"))
+    own, warnings = transforms_of(group.files, queries.wanted["bold_transform"])
+    anat, more = transforms_of(anatomical(person.anat, group.entities.get("session")), queries.wanted["anat_transform"])
     return own + anat, warnings + more
 
 
-def _events(group: Group, person: Participant) -> Path | None:
-    raw = person.raw.get(group.key)
-    files = (*(raw.files if raw else ()), *group.files)
-    paths = [Path(file.path) for file in asked(files, person.request.queries.wanted("events"))]
-    return next((path for path in paths if fault_of(path) is None), None)
+def _events(group: Group, first: File, request: Request) -> Path | None:
+    below = _below(first, request.scope.derivatives[first.rank].root)
+    raw = request.raw_events.applying(below, first.entities, but=WITHIN_RUN)[::-1] if request.raw_events else []
+    own = [Path(file.path) for file in asked(group.files, request.queries.wanted["events"])]
+    return next((path for path in (*raw, *own) if fault_of(path) is None), None)
 
 
 READER = Reader(participants_of, read_participant)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from neurostorm_bids.errors import NeurostormError, RunUnusable
 from neurostorm_bids.inputs.groups import Group
-from neurostorm_bids.inputs.names import Query, canonical, matches
+from neurostorm_bids.inputs.names import Query, canonical
 from neurostorm_bids.inputs.presence import fault_of
 from neurostorm_bids.inputs.queries import Queries
 from neurostorm_bids.inputs.runs import BoldImage
@@ -38,13 +38,18 @@ def place_of(file: File) -> Place:
 def asked(files: Iterable[File], alternatives: Sequence[Query]) -> list[File]:
     """Files that match one of the alternatives, those of an earlier alternative first."""
     files = list(files)
-    return [file for query in alternatives for file in files if matches(file.entities, query)]
+    return [file for query in alternatives for file in files if query.matches(file.entities)]
 
 
-def nearest(file: File, candidates: Iterable[File]) -> File | None:
-    """The first candidate from the same dataset, or the first of all."""
-    candidates = list(candidates)
-    return next((one for one in candidates if one.rank == file.rank), candidates[0] if candidates else None)
+def nearest(file: File, candidates: Sequence[File]) -> File | None:
+    """The candidate that fits best: of the same dataset, sound, compressed, and first in order."""
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    return min(candidates, key=lambda one: (one.rank != file.rank, _is_faulty(one), one.path.endswith(".nii")))
+
+
+def _is_faulty(file: File) -> bool:
+    return fault_of(Path(file.path)) is not None
 
 
 def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images:
@@ -53,8 +58,9 @@ def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images
     Raises
     ------
     RunUnusable
-        When two volumes claim to be the same image.
+        When two volumes claim to be the same image, or two datasets the same run.
     """
+    _check_one_dataset(group, volumes)
     places: dict[Place, list[File]] = defaultdict(list)
     for file in volumes:
         places[place_of(file)].append(file)
@@ -71,6 +77,16 @@ def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images
     return Images(tuple(images), tuple(files), tuple(faults), tuple(warnings))
 
 
+def _check_one_dataset(group: Group, volumes: Sequence[File]) -> None:
+    first_of = {file.rank: file.path for file in reversed(volumes)}
+    if len(first_of) > 1:
+        raise RunUnusable(
+            f"{group.name} is in {len(first_of)} datasets: {', '.join(first_of[rank] for rank in sorted(first_of))}",
+            expected="each run in one dataset",
+            remedy="Name one of them with --derivatives",
+        )
+
+
 def _the_one(group: Group, rivals: Sequence[File]) -> tuple[File, list[str]]:
     if len(rivals) == 1:
         return rivals[0], []
@@ -81,15 +97,14 @@ def _the_one(group: Group, rivals: Sequence[File]) -> tuple[File, list[str]]:
             expected="one",
             remedy="Remove what an earlier call of the pipeline left, or choose with --bids-filter-file",
         )
-    sound = [file for file in rivals if fault_of(Path(file.path)) is None] or list(rivals)
-    chosen = min(sound, key=lambda file: not file.path.endswith(".gz"))
+    chosen = min(rivals, key=lambda file: (_is_faulty(file), file.path.endswith(".nii")))
     return chosen, [f"{chosen.path}: there is a .nii and a .nii.gz of this image; this one is read"]
 
 
 def _image(file: File, place: Place, group: Group, queries: Queries) -> BoldImage:
     here = [one for one in group.files if place_of(one) == place]
-    mask = nearest(file, asked(here, queries.wanted("mask")))
-    reference = nearest(file, asked(here, queries.wanted("boldref")))
+    mask = nearest(file, asked(here, queries.wanted["mask"]))
+    reference = nearest(file, asked(here, queries.wanted["boldref"]))
     boldref = Path(reference.path) if reference and fault_of(Path(reference.path)) is None else None
     return BoldImage(
         bold=Path(file.path),

@@ -1,7 +1,7 @@
 """File names to entities, by PyBIDS' grammar, and entities against a query.
 
 PyBIDS knows which entities there are and how each looks in a file name; ``data/io_spec.json`` adds the two
-that it lacks (``cohort``, ``hash``). A query is a dictionary of entity to wanted value: a text, a list of
+that it lacks (``cohort``, ``hash``). A query is stated as a table of entity to wanted value: a text, a list of
 texts, ``None`` (the entity is absent) or ``"*"`` (present, whatever its value).
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
 Entities = dict[str, str]
-Query = Mapping[str, Any]
 
 PRESENT = "*"
 NUMBERED = frozenset({"run", "echo", "res", "cohort", "chunk"})  # 1 and 01 are the same one
@@ -94,19 +94,47 @@ def canonical(entity: str, value: object) -> str:
     return str(int(text)) if entity in NUMBERED and text.isascii() and text.isdigit() else text
 
 
-def matches(entities: Mapping[str, str], query: Query) -> bool:
-    """Whether a file's entities satisfy every part of a query."""
-    return all(_agrees(entity, entities.get(entity), wanted) for entity, wanted in query.items())
+@dataclass(frozen=True)
+class Condition:
+    """What one entity may be."""
+
+    entity: str
+    may_be_absent: bool
+    may_be_anything: bool
+    values: frozenset[str]  # canonical
+
+    @classmethod
+    def of(cls, entity: str, wanted: Any) -> Condition:
+        """From a text, a number, ``None``, ``"*"``, or a list of these."""
+        options = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        values = frozenset(canonical(entity, option) for option in options if option is not None)
+        return cls(entity, None in options, PRESENT in values, values)
+
+    def holds(self, value: str | None) -> bool:
+        """Whether a file with this value (None: without the entity) is wanted."""
+        if value is None:
+            return self.may_be_absent
+        return self.may_be_anything or value in self.values or canonical(self.entity, value) in self.values
 
 
-def _agrees(entity: str, value: str | None, wanted: Any) -> bool:
-    if isinstance(wanted, (list, tuple)):
-        return any(_agrees(entity, value, one) for one in wanted)
-    if wanted is None:
-        return value is None
-    if value is None:
-        return False
-    return wanted == PRESENT or canonical(entity, value) == canonical(entity, wanted)
+@dataclass(frozen=True)
+class Query:
+    """Conditions that a file has to meet, all of them."""
+
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def of(cls, wanted: Mapping[str, Any]) -> Query:
+        """From a table of entity to wanted value."""
+        return cls(tuple(Condition.of(entity, value) for entity, value in wanted.items()))
+
+    def matches(self, entities: Mapping[str, str]) -> bool:
+        """Whether a file's entities meet every condition.
+
+        >>> Query.of({"run": [1, 2], "echo": None}).matches({"task": "rest", "run": "01"})
+        True
+        """
+        return all(condition.holds(entities.get(condition.entity)) for condition in self.conditions)
 
 
 def is_part_of(entities: Mapping[str, str], whole: Mapping[str, str], *, but: Iterable[str] = ()) -> bool:

@@ -45,7 +45,7 @@ def not_fetched(path: Path) -> FileNotFetched:
     return FileNotFetched(
         "not fetched",
         file=path,
-        expected="content; only a link of git-annex is here",
+        expected="content; only its place is here, as in a DataLad dataset",
         remedy=f"Run `datalad get {path}`",
     )
 

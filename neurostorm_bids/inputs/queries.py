@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from neurostorm_bids.errors import FilterUnusable
 from neurostorm_bids.inputs.names import ALIASES, Query, grammar, io_spec
 
 ROLES = ("bold", "mask", "boldref", "confounds", "bold_transform", "anat_transform", "events", "surface")
+WITHIN_RUN = ("echo", "part")  # chosen image by image, not run by run
+
+Filter = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Alternatives of each role, the preferred one first, and what a filter file says of it.
+    """What is asked for each role, as alternatives of which the preferred one comes first.
 
-    ``filters`` stay apart from ``alternatives``, so that "there is none" and "you filtered it away" can be told apart.
+    ``unfiltered`` leaves out the user's filter file, so that "there is none" and "you filtered it away" can be told
+    apart; ``runs`` is that part of the filter on BOLD images that tells runs apart.
     """
 
-    alternatives: Mapping[str, tuple[Query, ...]]
-    filters: Mapping[str, Query]
-
-    def wanted(self, role: str) -> tuple[Query, ...]:
-        """Queries of a role with the user's filters on top."""
-        extra = self.filters.get(role, {})
-        return tuple({**query, **extra} for query in self.alternatives[role])
+    wanted: Mapping[str, tuple[Query, ...]]
+    unfiltered: Mapping[str, tuple[Query, ...]]
+    runs: Query
+    is_filtered: bool
 
 
 def make_queries(desc: str, filter_file: Path | None) -> Queries:
@@ -39,17 +39,26 @@ def make_queries(desc: str, filter_file: Path | None) -> Queries:
     FilterUnusable
         When the file is no JSON of ``{query: {entity: value}}`` or names an entity that does not exist.
     """
-    alternatives = {
-        role: tuple(MappingProxyType(_filled(query, desc)) for query in io_spec()["queries"][role]) for role in ROLES
-    }
-    return Queries(MappingProxyType(alternatives), read_filters(filter_file) if filter_file else MappingProxyType({}))
+    filters = read_filters(filter_file) if filter_file is not None else {}
+    stated = {role: [_filled(query, desc) for query in io_spec()["queries"][role]] for role in ROLES}
+    of_runs = {name: value for name, value in filters.get("bold", {}).items() if name in io_spec()["run_entities"]}
+    return Queries(
+        wanted={role: _compiled(queries, filters.get(role, {})) for role, queries in stated.items()},
+        unfiltered={role: _compiled(queries, {}) for role, queries in stated.items()},
+        runs=Query.of({name: value for name, value in of_runs.items() if name not in WITHIN_RUN}),
+        is_filtered=bool(filters),
+    )
 
 
-def _filled(query: dict[str, Any], desc: str) -> dict[str, Any]:
+def _compiled(queries: Sequence[Filter], filters: Filter) -> tuple[Query, ...]:
+    return tuple(Query.of({**query, **filters}) for query in queries)
+
+
+def _filled(query: Filter, desc: str) -> Filter:
     return {entity: desc if value == "{desc}" else value for entity, value in query.items()}
 
 
-def read_filters(path: Path) -> Mapping[str, Query]:
+def read_filters(path: Path) -> dict[str, Filter]:
     """Filters of a ``--bids-filter-file``; queries that are not ours (t1w, fmap, ...) are left out.
 
     ``null`` asks for an absent entity, ``"*"`` for any value, a list for one of several.
@@ -60,10 +69,10 @@ def read_filters(path: Path) -> Mapping[str, Query]:
         raise _unusable(path, f"cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(query, dict) for query in content.values()):
         raise _unusable(path, "is not a table of queries")
-    return MappingProxyType({role: _named(path, role, content[role]) for role in ROLES if role in content})
+    return {role: _named(path, role, content[role]) for role in ROLES if role in content}
 
 
-def _named(path: Path, role: str, query: dict[str, Any]) -> Query:
+def _named(path: Path, role: str, query: Filter) -> Filter:
     known = {name for name, _ in grammar()}
     named = {ALIASES.get(entity, entity): value for entity, value in query.items()}
     for entity, value in named.items():
@@ -71,7 +80,7 @@ def _named(path: Path, role: str, query: dict[str, Any]) -> Query:
             raise _unusable(path, f"query {role!r} names {entity!r}, which is no BIDS entity")
         if not _is_value(value):
             raise _unusable(path, f"query {role!r} asks for {entity} {value!r}")
-    return MappingProxyType({entity: _without_prefix(entity, value) for entity, value in named.items()})
+    return {entity: _without_prefix(entity, value) for entity, value in named.items()}
 
 
 def _is_value(value: Any) -> bool:

@@ -10,7 +10,7 @@ from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.inputs.datasets import Scope
 from neurostorm_bids.inputs.queries import Queries
 from neurostorm_bids.inputs.runs import BoldRun
-from neurostorm_bids.inputs.sidecars import Sidecars
+from neurostorm_bids.inputs.sidecars import Shared
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,14 @@ class Request:
     sessions: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     database_dir: Path | None = None
-    sidecars: tuple[Sidecars, ...] = ()  # one a derivative dataset
-    raw_sidecars: Sidecars | None = None
+    sidecars: tuple[Shared, ...] = ()  # one a derivative dataset
+    raw_sidecars: Shared | None = None
+    raw_events: Shared | None = None
 
     @property
     def is_narrowed(self) -> bool:
         """Whether labels or filters leave something out on purpose."""
-        return bool(self.sessions or self.tasks or self.queries.filters)
+        return bool(self.sessions or self.tasks or self.queries.is_filtered)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -46,56 +47,60 @@ def _no_json(path: Path, fault: str) -> SidecarUnreadable:
     return SidecarUnreadable(fault, file=path, expected="a JSON table", remedy="Restore it from the pipeline's output")
 
 
-class Sidecars:
-    """Metadata of the BOLD images of one dataset, inherited as BIDS has it: the nearest file has the last word."""
+class Shared:
+    """Files of one kind that apply to an image by BIDS inheritance: those of its folder and of the folders above it.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._shared = lru_cache(maxsize=32)(shared_sidecars)  # the dataset's own level is asked for every image
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    ending : str
+        What names end with ("bold.json", "events.tsv").
+    """
 
-    def of(self, folder: Path, entities: Entities, own: Path | None = None) -> tuple[Metadata, list[NeurostormError]]:
-        """Metadata that applies to an image, and the faults of the files that were passed over.
+    def __init__(self, root: Path, ending: str) -> None:
+        self.root, self.ending = root, ending
+        self._listed = lru_cache(maxsize=32)(self._list)  # the dataset's own level is asked for every image
+
+    def applying(self, folder: str, entities: Entities, but: Sequence[str] = ()) -> list[Path]:
+        """Files whose entities all occur in an image's, the general ones first.
 
         Parameters
         ----------
-        folder : Path
-            Folder of the image, inside the dataset.
+        folder : str
+            Folder of the image below the dataset ("sub-01/func").
         entities : dict
             Entities of the image's name.
-        own : Path, optional
-            The image's own sidecar, where there may be one.
+        but : sequence of str
+            Entities that may differ.
         """
-        shared = [
-            path
-            for level in self._levels(folder)
-            for path, named in self._shared(level)
-            if is_part_of(named, entities, but=("suffix", "extension", "datatype"))
+        parts = folder.split("/")
+        levels = [self.root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+        ignored = {"suffix", "extension", "datatype", *but}
+        return [
+            path for level in levels for path, named in self._listed(level) if is_part_of(named, entities, but=ignored)
         ]
-        metadata: Metadata = {}
-        faults: list[NeurostormError] = []
-        for path in shared + ([own] if own is not None and os.path.lexists(own) else []):
-            try:
-                metadata |= read_json(path)
-            except NeurostormError as fault:
-                faults.append(fault)
-        return metadata, faults
 
-    def _levels(self, folder: Path) -> list[Path]:
-        parts = folder.relative_to(self.root).parts
-        return [self.root.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    def _list(self, folder: Path) -> list[tuple[Path, Entities]]:
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.name.endswith(self.ending)]
+        except OSError:
+            return []
+        described = [(folder / name, parse_name(name)) for name in names]
+        return sorted(described, key=lambda one: (len(one[1]), one[0].name))
 
 
-def shared_sidecars(folder: Path) -> tuple[tuple[Path, Entities], ...]:
-    """JSON files of a folder that describe BOLD images and are not one image's own, general ones first."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
-    except OSError:
-        return ()
-    images = {name.partition(".")[0] for name in names if not name.endswith(".json")}
-    own = (name for name in names if name.endswith("bold.json") and name.partition(".")[0] not in images)
-    described = [(folder / name, parse_name(name)) for name in own]
-    return tuple(sorted(described, key=lambda one: (len(one[1]), one[0].name)))
+def merged(paths: Iterable[Path]) -> tuple[Metadata, list[NeurostormError]]:
+    """Metadata of several JSON files, a later one overriding an earlier one, and the faults of those passed over."""
+    metadata: Metadata = {}
+    faults: list[NeurostormError] = []
+    for path in paths:
+        try:
+            metadata |= read_json(path)
+        except NeurostormError as fault:
+            faults.append(fault)
+    return metadata, faults
 
 
 def repetition_time(metadata: Metadata, file: Path) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from neurostorm_bids.inputs.database import indexed_paths
 from neurostorm_bids.inputs.names import Entities, io_spec, parse_name
 
 DATATYPES = ("func", "anat")
@@ -32,28 +33,46 @@ def participants_of(root: Path) -> list[str]:
         return sorted(e.name.removeprefix("sub-") for e in entries if e.name.startswith("sub-") and e.is_dir())
 
 
-def participant_files(root: Path, participant: str, sessions: tuple[str, ...] = (), rank: int = 0) -> list[File]:
+def participant_files(root: Path, participant: str, rank: int = 0, database_dir: Path | None = None) -> list[File]:
     """Files of one participant that some query could ask for.
 
-    Only ``func`` and ``anat`` folders are entered, only those of the given sessions, and only names with a suffix
-    of ``io_spec.json`` are parsed. A file whose name contradicts its folder belongs to nobody and is left out.
+    Only ``func`` and ``anat`` folders are entered, and only names with a suffix of ``io_spec.json`` are parsed. A
+    file whose name contradicts its folder belongs to nobody and is left out.
+
+    Raises
+    ------
+    DatabaseUnusable
+        When a PyBIDS index is asked for and cannot be used.
     """
+    top = root / f"sub-{participant}"
+    found = _walked(top) if database_dir is None else _indexed(root, participant, database_dir)
     return [
-        File(f"{folder}/{name}", parse_name(name, datatype), rank)
-        for folder, datatype, prefix in _folders(root / f"sub-{participant}", sessions)
-        for name in _names(folder)
-        if name.startswith(prefix)
+        File(f"{top}/{folder}/{name}", parse_name(name, folder.rpartition("/")[2]), rank)
+        for folder, name in found
+        if _is_asked_for(name) and _is_at_home(top.name, folder, name)
     ]
 
 
-def _folders(top: Path, sessions: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    for name in _folder_names(top):
-        if name in DATATYPES:
-            yield f"{top}/{name}", name, f"{top.name}_"
-        elif name.startswith("ses-") and (not sessions or name.removeprefix("ses-") in sessions):
-            for datatype in _folder_names(top / name):
-                if datatype in DATATYPES:
-                    yield f"{top}/{name}/{datatype}", datatype, f"{top.name}_{name}_"
+def _is_at_home(participant: str, folder: str, name: str) -> bool:
+    session, _, datatype = folder.rpartition("/")
+    return datatype in DATATYPES and name.startswith(f"{participant}_{session}_" if session else f"{participant}_")
+
+
+def _walked(top: Path) -> Iterator[tuple[str, str]]:
+    """Folder below the participant's and name of each file."""
+    for folder in _folder_names(top):
+        below = [f"{folder}/{name}" for name in _folder_names(top / folder)] if folder.startswith("ses-") else [folder]
+        for place in below:
+            if place.rpartition("/")[2] in DATATYPES:
+                with os.scandir(top / place) as entries:
+                    yield from sorted((place, entry.name) for entry in entries)
+
+
+def _indexed(root: Path, participant: str, database_dir: Path) -> Iterator[tuple[str, str]]:
+    top = f"{root / f'sub-{participant}'}/"
+    for path in indexed_paths(root, participant, database_dir):
+        folder, _, name = path.removeprefix(top).rpartition("/")
+        yield folder, name
 
 
 def _folder_names(folder: Path) -> list[str]:
@@ -62,11 +81,6 @@ def _folder_names(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []
-
-
-def _names(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_asked_for(entry.name))
 
 
 def _is_asked_for(name: str) -> bool:
