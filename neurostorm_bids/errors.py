@@ -53,6 +53,12 @@ class NeurostormError(Exception):
             parts.append(self.remedy)
         return ". ".join(part.rstrip(".") for part in parts) + "."
 
+    def about(self, file: Path | str) -> NeurostormError:
+        """The same error with the file it concerns, where it names none yet."""
+        if self.file is not None:
+            return self
+        return _rebuild(type(self), self.fault, file, self.expected, self.remedy)
+
     def __reduce__(self):
         # keyword-only arguments do not survive the default pickling, and errors cross process borders here
         return _rebuild, (type(self), self.fault, self.file, self.expected, self.remedy)

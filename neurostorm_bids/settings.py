@@ -130,6 +130,11 @@ def _check(settings: Settings) -> None:
             expected="a folder outside BIDS_DIR, which is never written to",
             remedy="Name another one with --work-dir",
         )
+    if settings.preprocessing == "reference" and settings.output_bold:
+        raise UsageError(
+            "--output-bold with --preprocessing reference: array space has no affine to write",
+            remedy="Leave out one of the two",
+        )
     names = [name for name, _ in settings.derivatives]
     for name in sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--derivatives names {name!r} twice", remedy="Give each dataset its own NAME=PATH")

@@ -31,7 +31,7 @@ from neurostorm_bids.space.header import judged_affine
 from neurostorm_bids.space.nifti import open_series
 from neurostorm_bids.space.templateflow import template_transform, transform_name
 
-RouteKind = Literal["lattice", "affine", "transform", "affine-approximate"]
+RouteKind = Literal["lattice", "affine", "transform", "affine-approximate", "array"]
 NATIVE = "boldref"
 SCANNER_NAMES = ("scanner",)  # what fMRIPrep before 23.2 calls the space of its native reference
 PARTICIPANT_SPACES = (NATIVE, "T1w", "T2w")

@@ -1,0 +1,34 @@
+"""Group level: one workflow a call, over the results of the participant level or over its inputs."""
+
+from __future__ import annotations
+
+import sys
+
+from neurostorm_bids.aggregate import aggregate
+from neurostorm_bids.errors import OK, SOME_RUNS_FAILED
+from neurostorm_bids.settings import Settings
+
+
+def run_group(settings: Settings) -> int:
+    """Run the group workflow that the settings name; returns the exit code."""
+    return run_aggregate(settings)
+
+
+def run_aggregate(settings: Settings) -> int:
+    """Pool the participant level's tables into ``phenotype/``; what is missing or broken is told, and exits 1."""
+    result = aggregate(
+        settings.output_dir,
+        participants=settings.participant_label,
+        sessions=settings.session_label,
+        tasks=settings.task_id,
+    )
+    for line in (*result.warnings, *(f"missing: {text}" for text in result.missing)):
+        print(f"warning: {line}", file=sys.stderr)
+    for error in result.rejected:
+        print(f"rejected: {error}", file=sys.stderr)
+    if not settings.quiet:
+        print(
+            f"{result.n_rows} rows of {result.n_participants} participants, models {', '.join(result.models)}: "
+            + ", ".join(str(path) for path in result.written)
+        )
+    return SOME_RUNS_FAILED if result.rejected else OK

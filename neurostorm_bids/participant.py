@@ -1,0 +1,212 @@
+"""Participant level: find the runs, plan them, run them under nipype, say how they ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from neurostorm_bids import __version__
+from neurostorm_bids.environment import runs_at_once, threads_per_run
+from neurostorm_bids.errors import (
+    NO_USABLE_RUN,
+    OK,
+    SOME_RUNS_FAILED,
+    NeurostormError,
+    OutputNotWritable,
+    TargetScalerInvalid,
+)
+from neurostorm_bids.inputs import Selection, find_runs
+from neurostorm_bids.inputs.runs import BoldRun
+from neurostorm_bids.model import Model
+from neurostorm_bids.model.registry import default_model
+from neurostorm_bids.outputs import RunFiles, check_model_names, outputs_complete, write_dataset_files
+from neurostorm_bids.plan import describe_plan, memory_of_run_mb
+from neurostorm_bids.process import ModelRequest, model_record, run_task
+from neurostorm_bids.resume import run_key
+from neurostorm_bids.settings import Settings, to_toml
+from neurostorm_bids.workflow import Outcome, Task, execute
+
+
+def run_participant(settings: Settings) -> int:
+    """Run the participant level; returns the exit code (0, 1 or 65; other codes come as errors)."""
+    scratch = _scratch_folder(settings)
+    selection = find_runs(settings, scratch)
+    requests, models = load_models(settings)
+    for warning in selection.warnings:
+        _say(settings, f"warning: {warning}")
+    if settings.dry_run:
+        print(describe_plan(selection, models, settings))
+        return OK
+    _open_output(settings, selection, models)
+    tasks, skipped = _tasks(selection.runs, requests, models, settings, scratch)
+    outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
+    _open_output(settings, selection, models)  # again: what somebody removed meanwhile comes back
+    return conclude(selection.rejected, outcomes, settings)
+
+
+def load_models(settings: Settings) -> tuple[list[ModelRequest], list[Model]]:
+    """The models of this call, loaded once here so that a wrong name or file fails before any run starts.
+
+    Raises
+    ------
+    NoModelGiven, ModelNotFound, ModelUnreachable, ModelNamesCollide, ...
+        See ``neurostorm_bids.model``.
+    """
+    requests = _with_scalers(requested_models(settings), settings)
+    models = [request.load() for request in requests]
+    check_model_names([model.name for model in models])
+    return requests, models
+
+
+def requested_models(settings: Settings) -> list[ModelRequest]:
+    """What ``--model`` asks for, packs over the first; scalers go to the models that predict their target."""
+    names = settings.model or (default_model(),)
+    return [
+        ModelRequest(
+            source=name,
+            packs=settings.packs if number == 0 else (),
+            device=settings.device,
+            backend=settings.scan_backend,
+            offline=settings.offline,
+            batch_size=1 if settings.low_mem else settings.batch_size,
+            threads=threads_per_run(settings),
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def _with_scalers(requests: list[ModelRequest], settings: Settings) -> list[ModelRequest]:
+    targets = [{target.name for target in request.load().targets} for request in requests]
+    for name, _, _ in settings.target_scaler:
+        if not any(name in known for known in targets):
+            raise TargetScalerInvalid(
+                f"--target-scaler {name}: no model predicts it",
+                expected=", ".join(sorted(set().union(*targets))) or "a model with a regression target",
+            )
+    return [
+        replace(request, target_scaler=tuple(entry for entry in settings.target_scaler if entry[0] in known))
+        for request, known in zip(requests, targets, strict=True)
+    ]
+
+
+def _scratch_folder(settings: Settings) -> Path:
+    if settings.clean_workdir:
+        _empty(settings.work_dir)
+    folder = settings.work_dir / f"{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4()}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / "config.toml").write_text(to_toml(settings))
+    except OSError as error:
+        raise OutputNotWritable(
+            f"the work folder cannot be created: {error.strerror}",
+            file=settings.work_dir,
+            remedy="Name a writable folder with --work-dir",
+        ) from None
+    return folder
+
+
+def _empty(work_dir: Path) -> None:
+    """Remove earlier calls' scratch folders and caches, and nothing that is not ours."""
+    import shutil
+
+    for config in work_dir.glob("*/config.toml"):
+        shutil.rmtree(config.parent)
+    shutil.rmtree(work_dir / "cache", ignore_errors=True)
+
+
+def _open_output(settings: Settings, selection: Selection, models: Sequence[Model]) -> None:
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(
+            f"the output folder cannot be created: {error.strerror}",
+            file=settings.output_dir,
+            remedy="Name another OUTPUT_DIR, or change its permissions",
+        ) from None
+    write_dataset_files(settings.output_dir, selection.sources, [model_record(model) for model in models])
+
+
+def _tasks(
+    runs: Sequence[BoldRun],
+    requests: Sequence[ModelRequest],
+    models: Sequence[Model],
+    settings: Settings,
+    scratch: Path,
+) -> tuple[list[Task], list[Outcome]]:
+    """A task for every run that lacks results of any model, and an outcome for every run that lacks none."""
+    tasks, skipped = [], []
+    memory_mb = memory_of_run_mb(models, settings)
+    for run in runs:
+        keys = [run_key(run, model.hash, settings, __version__) for model in models]
+        missing = [i for i, model in enumerate(models) if not _is_done(run, model, keys[i], settings)]
+        if not missing:
+            skipped.append(Outcome(run.name, "skipped"))
+            continue
+        arguments = ([requests[i] for i in missing], [keys[i] for i in missing], settings, scratch.name)
+        tasks.append(Task(run.name, f"{run_task.__module__}:{run_task.__name__}", (run, *arguments), memory_mb))
+    return tasks, skipped
+
+
+def _is_done(run: BoldRun, model: Model, key: str, settings: Settings) -> bool:
+    files = RunFiles.of(settings.output_dir, run.entities, template=model.grid.template, model_name=model.name)
+    return outputs_complete([files.embedding, *([files.predictions] if model.targets else [])], key)
+
+
+def _perform(tasks: Sequence[Task], settings: Settings, scratch: Path, *, n_skipped: int) -> list[Outcome]:
+    if not tasks:
+        return []
+    at_once, threads = min(len(tasks), runs_at_once(settings)), threads_per_run(settings)
+    done = f", {n_skipped} already done" if n_skipped else ""
+    _say(settings, f"{len(tasks)} runs to process{done}; {at_once} at a time with {threads} threads each")
+    started, heard = time.monotonic(), []
+
+    def announce(outcome: Outcome) -> None:
+        heard.append(outcome)
+        _say(settings, progress_line(outcome, len(heard), len(tasks), time.monotonic() - started))
+
+    return execute(tasks, settings, scratch, announce)
+
+
+def progress_line(outcome: Outcome, number: int, total: int, elapsed_s: float) -> str:
+    """One line a run: place, name, how it ended, and how long the rest will take."""
+    left_s = elapsed_s / number * (total - number)
+    tail = f"; about {_duration(left_s)} left" if number < total else ""
+    if outcome.status == "failed":
+        return f"[{number}/{total}] {outcome.run}: FAILED: {outcome.message}{tail}"
+    warnings = "".join(f"\n    warning: {warning}" for warning in outcome.warnings)
+    return f"[{number}/{total}] {outcome.run}: {outcome.n_clips} clips in {outcome.seconds:.1f} s{tail}{warnings}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def conclude(rejected: Sequence[NeurostormError], outcomes: Sequence[Outcome], settings: Settings) -> int:
+    """Print the summary, failures last and by name, and return the exit code."""
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    good = [outcome for outcome in outcomes if outcome.status != "failed"]
+    n_skipped = sum(outcome.status == "skipped" for outcome in good)
+    lines = [
+        f"{len(good) - n_skipped} runs done, {n_skipped} were there already, "
+        f"{len(failed)} failed, {len(rejected)} rejected. Results: {settings.output_dir}"
+    ]
+    lines += [f"rejected: {error}" for error in rejected]
+    for outcome in failed:
+        where = f" (details: {outcome.crash_file})" if outcome.crash_file else ""
+        lines.append(f"failed: {outcome.message}{where}")
+    print("\n".join(lines), file=sys.stderr if failed or rejected else sys.stdout, flush=True)
+    if failed or rejected:
+        return SOME_RUNS_FAILED if good else NO_USABLE_RUN
+    return OK
+
+
+def _say(settings: Settings, line: str) -> None:
+    if not settings.quiet:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,446 @@
+"""One run, start to end: route, grid, clips, model, results; nipype's nodes call it and it knows nothing of nipype."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurostorm_bids.clips import (
+    Clip,
+    RunStatistics,
+    Timing,
+    VolumeSeries,
+    Windows,
+    clips_of,
+    frames_of,
+    plan_windows,
+    run_statistics,
+)
+from neurostorm_bids.clips.reference import reference_run
+from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.inputs.motion import Motion, read_motion
+from neurostorm_bids.inputs.runs import BoldRun
+from neurostorm_bids.model import Model, load_model
+from neurostorm_bids.model.config import InputSpec
+from neurostorm_bids.model.description import INPUT_FIELDS, provenance_of
+from neurostorm_bids.model.predict import Prediction, joined
+from neurostorm_bids.model.scan import resolve_backend
+from neurostorm_bids.outputs import (
+    ClipRow,
+    ModelRecord,
+    QualityFigure,
+    RunRecord,
+    TargetRow,
+    name_datasets,
+    write_bold,
+    write_embedding,
+    write_predictions,
+    write_quality,
+    write_text,
+)
+from neurostorm_bids.settings import Settings, to_toml
+from neurostorm_bids.space import Route, choose_route, to_grid
+from neurostorm_bids.space.nifti import open_series
+from neurostorm_bids.workflow import Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model as the user named it; crosses process borders in place of the weights."""
+
+    source: str
+    packs: tuple[str, ...] = ()
+    device: str = "auto"
+    backend: str = "auto"
+    offline: bool = False
+    target_scaler: tuple[tuple[str, float, float], ...] = ()
+    batch_size: int | None = None
+    threads: int = 1
+
+    def load(self) -> Model:
+        """The model, read once in each process."""
+        return _loaded(self)
+
+
+@lru_cache(maxsize=8)
+def _loaded(request: ModelRequest) -> Model:
+    import torch
+
+    torch.set_num_threads(request.threads)
+    return load_model(
+        request.source,
+        packs=request.packs,
+        device=request.device,
+        backend=request.backend,
+        offline=request.offline,
+        batch_size=request.batch_size,
+        target_scaler={target: (mean, std) for target, mean, std in request.target_scaler},
+    )
+
+
+# --- the node ---------------------------------------------------------------------------------------------------
+
+
+def run_task(
+    run: BoldRun, requests: Sequence[ModelRequest], keys: Sequence[str], settings: Settings, call_id: str
+) -> Outcome:
+    """Process one run and tell how it ended; nothing that happens in it reaches the other runs."""
+    started = time.monotonic()
+    try:
+        models = [request.load() for request in requests]
+        n_clips, warnings = process_run(run, models, keys, settings)
+    except NeurostormError as error:
+        return _failure(run, str(error), error, settings, call_id, started)
+    except Exception as error:  # the border of a run: an unforeseen fault is reported with its traceback
+        message = f"{run.name}: an unforeseen {type(error).__name__}: {error}. Please report it with the crash file."
+        return _failure(run, message, error, settings, call_id, started)
+    return Outcome(run.name, "done", time.monotonic() - started, n_clips, warnings=warnings)
+
+
+def _failure(run: BoldRun, message: str, error: Exception, settings: Settings, call_id: str, started: float) -> Outcome:
+    folder = settings.output_dir / f"sub-{run.participant}" / "log" / call_id
+    crash_file = folder / f"crash-{run.name}.txt"
+    details = "".join(traceback.format_exception(error))
+    text = message if run.name in message else f"{run.name}: {message}"
+    try:
+        write_text(folder / "neurostorm.toml", to_toml(settings))
+        write_text(crash_file, f"{text}\n\n{details}")
+    except NeurostormError as second:
+        text += f" (No crash file: {second})"
+        return Outcome(run.name, "failed", time.monotonic() - started, message=text)
+    return Outcome(run.name, "failed", time.monotonic() - started, message=text, crash_file=str(crash_file))
+
+
+def process_run(
+    run: BoldRun, models: Sequence[Model], keys: Sequence[str], settings: Settings
+) -> tuple[int, tuple[str, ...]]:
+    """Embed one run with every model and write the results.
+
+    Parameters
+    ----------
+    run : BoldRun
+    models : sequence of Model
+        Models that share an input are fed by one pass over the run.
+    keys : sequence of str
+        Resume key of each model's results.
+    settings : Settings
+
+    Returns
+    -------
+    int
+        Number of clips (of the first model's input).
+    tuple of str
+        Warnings, each once.
+
+    Raises
+    ------
+    NeurostormError
+        Whatever makes the run unusable, by name.
+    """
+    keyed = list(zip(models, keys, strict=True))
+    prepared_runs = []
+    for spec in dict.fromkeys(model.input for model in models):
+        prepared = prepare_run(run, spec, settings)
+        _write(prepared, [(model, key) for model, key in keyed if model.input == spec], settings)
+        prepared_runs.append(prepared)
+    warnings = dict.fromkeys(text for prepared in prepared_runs for text in prepared.warnings)
+    return len(prepared_runs[0].windows.kept), tuple(warnings)
+
+
+# --- up to the clips --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """A run after the first pass: everything that the second pass and the sidecars need.
+
+    ``clips`` draws the clips into buffers, ``frames`` the whole normalised run; both may be called again.
+    """
+
+    run: BoldRun
+    spec: InputSpec
+    route: Route
+    n_volumes: int
+    t_r_s: float
+    mask_origin: str
+    motion: Motion
+    windows: Windows
+    statistics: RunStatistics
+    clips: Callable[[Sequence[np.ndarray]], Iterator[Clip]]
+    frames: Callable[[], Iterator[np.ndarray]] | None
+    warnings: tuple[str, ...] = ()
+    quality: tuple[QualityFigure, ...] = ()
+
+
+def prepare_run(run: BoldRun, spec: InputSpec, settings: Settings) -> PreparedRun:
+    """Choose the route, open the run on the grid, plan the clips and read it once for its statistics."""
+    route = choose_route(
+        run,
+        spec.grid,
+        normalization=settings.normalization,
+        interpolation=settings.interpolation,
+        offline=settings.offline,
+    )
+    prepare = prepare_array_space if settings.preprocessing == "reference" else prepare_on_grid
+    try:
+        return prepare(route, spec, settings)
+    except NeurostormError as error:
+        raise error.about(route.image.bold) from error
+
+
+def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> PreparedRun:
+    """The default way in: through affines and transforms to the model's grid."""
+    run, series = route.run, to_grid(route, spec.grid)
+    motion = read_motion(run, series.n_volumes)
+    timing, windows = plan_clips(series, motion, run.start_time_s, spec, settings)
+    statistics = run_statistics(series, timing, intensity=settings.intensity)
+    return PreparedRun(
+        run=run,
+        spec=spec,
+        route=route,
+        n_volumes=series.n_volumes,
+        t_r_s=series.t_r_s,
+        mask_origin=series.mask_origin,
+        motion=motion,
+        windows=windows,
+        statistics=statistics,
+        clips=lambda buffers: clips_of(series, statistics, windows, buffers=buffers),
+        frames=lambda: frames_of(series, statistics),
+        warnings=(*run.warnings, *series.warnings, *motion.warnings, *statistics.warnings),
+    )
+
+
+def prepare_array_space(route: Route, spec: InputSpec, settings: Settings) -> PreparedRun:
+    """``--preprocessing reference``: the published way, by array size and with int8 frames; affines are ignored."""
+    run, image = route.run, route.image
+    n_volumes = open_series(image.bold).n_volumes
+    motion = read_motion(run, n_volumes)
+    reference = reference_run(
+        image.bold,
+        image.mask,
+        target_t_r_s=spec.t_r_s,
+        n_dummies=n_dummies_of(motion, settings),
+        start_time_s=run.start_time_s,
+        work_dir=settings.work_dir,
+    )
+    windows = cut_windows(reference.timing, motion, spec, settings)
+    return PreparedRun(
+        run=run,
+        spec=spec,
+        route=replace(route, kind="array", steps=(image.bold.name, "resized by array size; the affine was ignored")),
+        n_volumes=n_volumes,
+        t_r_s=reference.timing.t_r_s,
+        mask_origin=image.mask.name if image.mask else "exact zeros",
+        motion=motion,
+        windows=windows,
+        statistics=reference.statistics,
+        clips=lambda buffers: reference.clips(windows, img_size=spec.grid.shape, buffers=buffers),
+        frames=None,
+        warnings=(*run.warnings, *motion.warnings, *reference.warnings),
+    )
+
+
+def plan_clips(
+    series: VolumeSeries, motion: Motion, start_time_s: float, spec: InputSpec, settings: Settings
+) -> tuple[Timing, Windows]:
+    """Timing and windows of a run, from its header alone: ``--dry-run`` plans by the same rules."""
+    timing = Timing.of(
+        series.n_volumes,
+        series.t_r_s,
+        n_dummies=n_dummies_of(motion, settings),
+        target_t_r_s=spec.t_r_s,
+        start_time_s=start_time_s,
+        anti_alias=settings.anti_alias,
+    )
+    return timing, cut_windows(timing, motion, spec, settings)
+
+
+def n_dummies_of(motion: Motion, settings: Settings) -> int:
+    """Volumes to drop at the start: as many as stated, else as the confounds flag."""
+    return motion.non_steady_volumes if settings.dummy_scans is None else settings.dummy_scans
+
+
+def cut_windows(timing: Timing, motion: Motion, spec: InputSpec, settings: Settings) -> Windows:
+    """The clips that the settings ask for."""
+    return plan_windows(
+        timing,
+        clip_frames=spec.clip_frames,
+        stride=settings.clip_stride,
+        fd_mm=motion.fd_mm,
+        fd_threshold_mm=settings.fd_threshold_mm,
+    )
+
+
+# --- the model --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What one model makes of a run: embeddings, a row a clip, and predictions by target."""
+
+    embedding: np.ndarray  # (n_clips, d)
+    predictions: dict[str, Prediction]
+
+
+def embed_run(prepared: PreparedRun, models: Sequence[Model]) -> list[Features]:
+    """Embeddings and predictions of every clip under each model, from one pass over the run."""
+    import torch
+
+    n_clips = len(prepared.windows.kept)
+    batch_size = min(n_clips, max(model.batch_size for model in models))
+    shape = (1, *prepared.spec.grid.shape, prepared.spec.clip_frames)
+    batch = np.empty((batch_size, *shape), np.float32)  # (n, 1, X, Y, Z, T)
+    clips, parts = prepared.clips(list(batch)), [[] for _ in models]
+    for start in range(0, n_clips, batch_size):
+        n = len(list(islice(clips, min(batch_size, n_clips - start))))
+        for model, rows in zip(models, parts, strict=True):
+            rows.append(_features(model, torch.from_numpy(batch[:n])))
+    return [_joined(rows) for rows in parts]
+
+
+def _features(model: Model, clips: Tensor) -> Features:
+    if not model.targets:
+        return Features(model.embed(clips).numpy(), {})
+    embedding, predictions = model.embed_and_predict(clips)
+    return Features(embedding.numpy(), predictions)
+
+
+def _joined(rows: Sequence[Features]) -> Features:
+    embedding = np.concatenate([row.embedding for row in rows])  # (n_clips, d)
+    return Features(embedding, {name: joined([row.predictions[name] for row in rows]) for name in rows[0].predictions})
+
+
+# --- the results ------------------------------------------------------------------------------------------------
+
+
+def _write(prepared: PreparedRun, keyed: Sequence[tuple[Model, str]], settings: Settings) -> None:
+    features = embed_run(prepared, [model for model, _ in keyed])
+    record = run_record(prepared, keyed[0][1], settings)
+    write_quality(settings.output_dir, record, quality_figures(prepared))
+    if settings.output_bold and prepared.frames is not None:
+        write_bold(settings.output_dir, record, prepared.frames(), n_frames=prepared.statistics.timing.n_frames)
+    windows = prepared.windows.kept
+    clips = [ClipRow(onset_s=w.onset_s, duration_s=w.duration_s, mean_fd_mm=w.mean_fd_mm) for w in windows]
+    for (model, key), found in zip(keyed, features, strict=True):
+        described = model_record(model, key)
+        if model.targets:
+            rows = [row for row in map(target_row, found.predictions.values()) if row is not None]
+            write_predictions(settings.output_dir, record, described, rows)
+        # last: a complete embedding means that everything of this run and model is there
+        write_embedding(settings.output_dir, record, described, clips, found.embedding)
+
+
+def target_row(prediction: Prediction) -> TargetRow | None:
+    """A run's prediction, pooled over its clips; None for a retrieval, whose vectors are no prediction."""
+    target, pooled, spread = prediction.target, prediction.pooled(), prediction.clip_sd()
+    common: dict[str, Any] = {"target": target.name, "kind": target.kind, "n_clips": prediction.n_clips}
+    if pooled.values is not None:
+        return TargetRow(
+            **common,
+            value=float(pooled.values[0]),
+            unit=prediction.unit,
+            standard_units=not prediction.natural_units,
+            clip_sd=None if spread is None else float(spread[0]),
+        )
+    if pooled.probabilities is None:
+        return None
+    chosen = int(pooled.probabilities[0].argmax())
+    return TargetRow(
+        **common,
+        value=target.classes[chosen],
+        clip_sd=None if spread is None else float(spread[chosen]),
+        probabilities=dict(zip(target.classes, pooled.probabilities[0].tolist(), strict=True)),
+    )
+
+
+def model_record(model: Model, key: str = "") -> ModelRecord:
+    """What the sidecars say of a model and of how it computed."""
+    import torch
+
+    return ModelRecord(
+        name=model.name,
+        hash=model.hash,
+        trained=model.trained,
+        resume_key=key,
+        backend=resolve_backend(model.backend, model.device),
+        device=model.device,
+        precision="float32",
+        batch_size=model.batch_size,
+        threads=torch.get_num_threads(),
+        provenance={name: provenance_of(model.input, name) for name in INPUT_FIELDS},
+    )
+
+
+def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord:
+    """What the sidecars say of a run before any model saw it."""
+    run, route, statistics = prepared.run, prepared.route, prepared.statistics
+    timing, windows = statistics.timing, prepared.windows
+    sources = [route.image.bold, route.image.mask, run.confounds, *route.files]
+    return RunRecord(
+        entities=run.entities,
+        sources=tuple(path for path in sources if path is not None),
+        datasets=name_datasets([run.source]),
+        grid=prepared.spec.grid,
+        resume_key=key,
+        input_pipeline=run.source.pipeline,
+        input_version=run.source.version,
+        input_denoising=run.source.denoising,
+        input_space=route.image.space,
+        route=route.kind,
+        steps=route.steps,
+        approximate=route.kind == "affine-approximate",
+        interpolation=route.interpolation if route.kind not in ("lattice", "array") else "none",
+        preprocessing=settings.preprocessing,
+        t_r_s=prepared.t_r_s,
+        step_s=timing.step_s,
+        first_frame_s=timing.onset_s(0),
+        n_volumes=prepared.n_volumes,
+        n_frames=timing.n_frames,
+        dummy_scans=timing.n_dummies,
+        clip_frames=windows.clip_frames,
+        clip_stride=windows.stride,
+        n_clips=len(windows.kept),
+        dropped_clips={"motion": len(windows.excluded)},
+        dropped_frames=windows.n_dropped_frames,
+        temporal_variance_share=statistics.temporal_variance_share,
+        normalisation={
+            "Mean": statistics.mean,
+            "StandardDeviation": statistics.std,
+            "Background": float(statistics.background),
+        },
+        warnings=tuple(dict.fromkeys(prepared.warnings)),
+        extra={"MaskOrigin": prepared.mask_origin},
+    )
+
+
+def quality_figures(prepared: PreparedRun) -> list[QualityFigure]:
+    """The run's quality table: placement, motion, signal."""
+    statistics, windows, motion = prepared.statistics, prepared.windows, prepared.motion
+    mean_fd = None if motion.fd_mm is None else float(np.nanmean(motion.fd_mm))
+    return [
+        QualityFigure(name="mean_fd", value=mean_fd, unit="mm", description="Mean framewise displacement of the run."),
+        QualityFigure(
+            name="non_steady_volumes",
+            value=motion.non_steady_volumes,
+            description="Volumes at the start that the pipeline flagged as non-steady state.",
+        ),
+        QualityFigure(
+            name="temporal_variance_share",
+            value=statistics.temporal_variance_share,
+            description="Share of the normalised variance that lies in time rather than between voxels.",
+        ),
+        QualityFigure(name="n_clips", value=len(windows.kept), description="Clips that were used."),
+        QualityFigure(
+            name="n_clips_motion", value=len(windows.excluded), description="Clips left out by --fd-threshold."
+        ),
+    ]
