@@ -82,7 +82,7 @@ def write_bold(folder: Path, space: str, volume: np.ndarray, affine: np.ndarray,
 
 
 def run_of(*images: BoldImage, transforms: tuple[TransformFile, ...] = (), **kwargs) -> BoldRun:
-    root = images[0].bold.parent if images else Path(".")
+    root = images[0].bold.parent if images else Path()
     return BoldRun(
         Source(root, "fMRIPrep"),
         {"sub": "01", "task": "rest"},

@@ -16,23 +16,36 @@ from neurostorm_bids.space.nifti import NiftiFile, open_nifti
 SAME_GRID_VOXELS = 0.01  # how far a mask's corners may lie from the image's
 
 
-def read_mask(path: Path, geometry: Grid, *, in_template: bool) -> np.ndarray:
-    """A brain mask on the grid of its run.  # (x, y, z) float32, in [0, 1]
+def open_mask(path: Path, geometry: Grid, *, in_template: bool) -> NiftiFile:
+    """A brain mask's header, which must give the grid of its run.
 
     Raises
     ------
     MaskUnusable
-        When it is 4D, lies on another grid, holds NaN, or is empty.
+        When it is 4D, or lies on another grid.
     """
     image = open_nifti(path)
     if image.n_volumes != 1:
         raise MaskUnusable(f"the mask has {image.n_volumes} volumes", file=path, expected="one 3D volume")
     _check_grid(image, geometry, in_template)
+    return image
+
+
+def read_mask(image: NiftiFile) -> np.ndarray:
+    """The voxels of a brain mask.  # (x, y, z) float32, in [0, 1]
+
+    Raises
+    ------
+    MaskUnusable
+        When it holds NaN, or is empty.
+    """
     mask = next(image.volumes())
     if not np.isfinite(mask).all():
-        raise MaskUnusable("the mask holds NaN or infinity", file=path, expected="zeros and ones")
+        raise MaskUnusable("the mask holds NaN or infinity", file=image.path, expected="zeros and ones")
     if not (mask > 0).any():
-        raise MaskUnusable("the mask is empty", file=path, remedy="Remove it, and one is computed from the mean image")
+        raise MaskUnusable(
+            "the mask is empty", file=image.path, remedy="Remove it, and one is computed from the mean image"
+        )
     return np.clip(mask, 0, 1)
 
 

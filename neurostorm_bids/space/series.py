@@ -4,57 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, NonFiniteVoxels
+from neurostorm_bids.errors import ConstantSeries, NonFiniteVoxels
+from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid
 from neurostorm_bids.space.header import judged_t_r_s
-from neurostorm_bids.space.masks import computed_mask, read_mask
+from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
 from neurostorm_bids.space.nifti import NiftiFile, open_series
-from neurostorm_bids.space.resample import Sampler, sampler
+from neurostorm_bids.space.resample import LanczosSampler, Sampler, sampler
 from neurostorm_bids.space.routes import PARTICIPANT_SPACES, Route
 from neurostorm_bids.space.transforms import points_through
-
-NEGATIVE_SHARE = 0.05  # more negative voxels than this in the brain: the mean was taken away
 
 
 @dataclass(frozen=True)
 class GridSeries:
-    """A run on the model's grid.
+    """A run on the model's grid; voxels, mask and transforms are read when they are first asked for.
 
     Attributes
     ----------
-    n_volumes : int
-        Number of volumes.
+    route : Route
+    grid : Grid
     t_r_s : float
         Repetition time in seconds, header and sidecar reconciled.
-    mask : np.ndarray
-        Interpolated brain mask > 0: the foreground of the normalisation, as the reference has it.  # (X, Y, Z) bool
-    brain : np.ndarray
-        Brain mask by nearest neighbour, for figures.  # (X, Y, Z) bool
-    inside : np.ndarray
-        Voxels of the grid that lie in the field of view.  # (X, Y, Z) bool
-    mask_origin : str
-        Name of the mask file, or "computed".
     warnings : tuple of str
-        Those of the route, and of what was found while reading.
+        Those of the route, of the header, and of a missing mask.
     """
 
     route: Route
     grid: Grid
-    n_volumes: int
     t_r_s: float
-    mask: np.ndarray
-    brain: np.ndarray
-    inside: np.ndarray
-    mask_origin: str
     warnings: tuple[str, ...]
-    _file: NiftiFile = field(repr=False)
-    _sampler: Sampler = field(repr=False)
-    _source_brain: np.ndarray = field(repr=False)  # flat Fortran indices into a volume of the image
+    _bold: NiftiFile = field(repr=False)
+    _mask_file: NiftiFile | None = field(repr=False)
+    _cache_dir: Path | None = field(default=None, repr=False)
     _observers: tuple[Callable[[np.ndarray], None], ...] = field(default=(), repr=False)
+
+    @property
+    def n_volumes(self) -> int:
+        """Number of volumes."""
+        return self._bold.n_volumes
+
+    @property
+    def mask_origin(self) -> str:
+        """Name of the mask file, or "computed"."""
+        return "computed" if self._mask_file is None else self._mask_file.path.name
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Linearly interpolated brain mask > 0: the foreground, as the reference has it.  # (X, Y, Z) bool"""
+        return self._sampled_by("linear")(self._source_mask) > 0
+
+    @cached_property
+    def brain(self) -> np.ndarray:
+        """Brain mask by nearest neighbour, for figures.  # (X, Y, Z) bool"""
+        return self._sampled_by("nearest")(self._source_mask) >= 0.5
+
+    @cached_property
+    def inside(self) -> np.ndarray:
+        """Voxels of the grid that lie in the field of view.  # (X, Y, Z) bool"""
+        return self._resample.inside()
 
     def volumes(self, start: int = 0) -> Iterator[np.ndarray]:
         """Volumes from number ``start`` on, one at a time; zero outside the field of view.  # (X, Y, Z) float32
@@ -65,98 +77,101 @@ class GridSeries:
         ------
         ImageUnreadable, NonFiniteVoxels
             As soon as they are met.
-        ConstantSeries, DemeanedSeries
+        ConstantSeries
             After the last volume.
         """
-        watch = _Watch(self._file, self._source_brain)
-        for volume in self._file.volumes(start):
-            on_grid = self._sampler(watch.checked(volume))
+        watch = _Watch(self._bold, np.flatnonzero(self._source_mask.ravel(order="F") > 0))
+        for volume in self._bold.volumes(start):
+            on_grid = self._resample(watch.checked(volume))
             for observe in self._observers:
                 observe(on_grid)
             yield on_grid
-        watch.finish(demeaned_is_known=bool(self.route.run.mean_removed))
+        watch.finish()
 
     def observed_by(self, observe: Callable[[np.ndarray], None]) -> GridSeries:
         """The same series; ``observe`` is called with each volume as it passes, so one pass serves two ends."""
-        return replace(self, _observers=(*self._observers, observe))
+        twin = replace(self, _observers=(*self._observers, observe))
+        twin.__dict__.update({name: self.__dict__[name] for name in _CACHED if name in self.__dict__})
+        return twin
+
+    @cached_property
+    def _source_mask(self) -> np.ndarray:
+        if self._mask_file is None:
+            return computed_mask(self._bold, self.route.geometry)
+        return read_mask(self._mask_file)
+
+    @cached_property
+    def _resample(self) -> Sampler | LanczosSampler:
+        # on the lattice every point is a voxel centre, whatever the kernel
+        return self._sampled_by("nearest" if self.route.kind == "lattice" else self.route.interpolation)
+
+    def _sampled_by(self, interpolation: Interpolation) -> Sampler | LanczosSampler:
+        files = self.route.files[::-1]  # points move against the images
+        points = points_through(self.grid, files, self._cache_dir)
+        return sampler(self.route.geometry, self.grid, points, interpolation)
+
+
+_CACHED = ("mask", "brain", "inside", "_source_mask", "_resample")
 
 
 def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None) -> GridSeries:
-    """Open a run along its route; voxels are read when the volumes are asked for.
+    """Open a run along its route: headers are read and checked now, voxels when the volumes are asked for.
 
-    Without a mask file one is computed, which reads the run once. ``cache_dir`` keeps the grid's voxels as mapped
-    through large transforms, for the other runs of the participant.
+    Parameters
+    ----------
+    route : Route
+        See ``choose_route``.
+    grid : Grid
+        The grid of the model.
+    cache_dir : Path, optional
+        Folder that keeps the grid's voxels as mapped through large transforms, for the participant's other runs.
 
     Raises
     ------
-    MaskUnusable, RepetitionTimeUnusable, ImageUnreadable
-        As the files deserve.
+    RepetitionTimeUnusable, MaskUnusable, ImageUnreadable, ...
+        As the headers deserve.
     """
-    image = open_series(route.image.bold)
-    t_r_s, warnings = judged_t_r_s(image.header, route.run.t_r_s, image.path)
-    points = points_through(grid, route.files[::-1], cache_dir)  # points move against the images
-    resample = sampler(route.geometry, grid, points, route.interpolation)
-    mask, mask_origin, mask_warnings = _mask(route, image)
-    return GridSeries(
-        route=route,
-        grid=grid,
-        n_volumes=image.n_volumes,
-        t_r_s=t_r_s,
-        mask=sampler(route.geometry, grid, points, "linear")(mask) > 0,
-        brain=sampler(route.geometry, grid, points, "nearest")(mask) >= 0.5,
-        inside=resample.inside(),
-        mask_origin=mask_origin,
-        warnings=(*route.warnings, *warnings, *mask_warnings),
-        _file=image,
-        _sampler=resample,
-        _source_brain=np.flatnonzero(mask.ravel(order="F") > 0),
-    )
-
-
-def _mask(route: Route, image: NiftiFile) -> tuple[np.ndarray, str, tuple[str, ...]]:
-    if route.image.mask is None:
-        warning = f"{image.path.name}: no brain mask was found; one was computed from the mean image"
-        return computed_mask(image, route.geometry), "computed", (warning,)
-    in_template = route.image.space not in PARTICIPANT_SPACES
-    return read_mask(route.image.mask, route.geometry, in_template=in_template), route.image.mask.name, ()
+    bold = open_series(route.image.bold)
+    t_r_s, warnings = judged_t_r_s(bold.header, route.run.t_r_s, bold.path)
+    mask_file = None
+    if route.image.mask is not None:
+        in_template = route.image.space not in PARTICIPANT_SPACES
+        mask_file = open_mask(route.image.mask, route.geometry, in_template=in_template)
+    else:
+        warnings += (f"{bold.path.name}: no brain mask was found; one is computed from the mean image",)
+    return GridSeries(route, grid, t_r_s, (*route.warnings, *warnings), bold, mask_file, cache_dir)
 
 
 class _Watch:
     """Faults of the voxels that show only while they stream."""
 
     def __init__(self, image: NiftiFile, brain: np.ndarray) -> None:
-        self._image, self._brain = image, brain
+        self._image, self._brain = image, brain  # flat Fortran indices of the brain's voxels
         self._first: np.ndarray | None = None
-        self._changes, self._n_volumes, self._n_negative = False, 0, 0
+        self._changes, self._n_volumes = False, 0
 
     def checked(self, volume: np.ndarray) -> np.ndarray:
-        values = volume.ravel(order="F")[self._brain]
         if not np.isfinite(volume).all():
-            if not np.isfinite(values).all():
+            if not np.isfinite(volume.ravel(order="F")[self._brain]).all():
                 raise _non_finite(self._image, self._brain)
             volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)
         self._n_volumes += 1
-        self._n_negative += np.count_nonzero(values < 0)
-        if self._first is None:
-            self._first = values
-        self._changes = self._changes or not np.array_equal(values, self._first)
+        if not self._changes:
+            self._compare(volume.ravel(order="F")[self._brain])
         return volume
 
-    def finish(self, *, demeaned_is_known: bool) -> None:
+    def _compare(self, values: np.ndarray) -> None:
+        if self._first is None:
+            self._first = values
+        self._changes = not np.array_equal(values, self._first)
+
+    def finish(self) -> None:
         if self._n_volumes > 1 and not self._changes:
             raise ConstantSeries(
                 f"the {self._n_volumes} volumes are all the same inside the brain mask",
                 file=self._image.path,
                 expected="a BOLD series",
                 remedy="Check how the file was made",
-            )
-        share = self._n_negative / max(1, self._n_volumes * len(self._brain))
-        if share > NEGATIVE_SHARE and not demeaned_is_known:
-            raise DemeanedSeries(
-                f"{share:.0%} of the voxels inside the brain mask are negative: the mean was removed",
-                file=self._image.path,
-                expected=f"a preprocessed series with its mean (at most {NEGATIVE_SHARE:.0%} negative)",
-                remedy="Give the series before denoising, or one with the mean added back",
             )
 
 
