@@ -1,0 +1,35 @@
+#include "neurostorm.h"
+
+#include <string.h>
+
+extern const ns_kernels ns_kernels_baseline;
+#ifdef NS_X86_VARIANTS
+extern const ns_kernels ns_kernels_avx2, ns_kernels_avx512;
+#endif
+
+static int runs_here(const ns_kernels *kernels)
+{
+#ifdef NS_X86_VARIANTS
+    __builtin_cpu_init();
+    if (kernels == &ns_kernels_avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    if (kernels == &ns_kernels_avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return kernels == &ns_kernels_baseline;
+}
+
+const ns_kernels *ns_kernels_for(const char *isa)
+{
+    static const ns_kernels *const best_first[] = {
+#ifdef NS_X86_VARIANTS
+        &ns_kernels_avx512, &ns_kernels_avx2,
+#endif
+        &ns_kernels_baseline,
+    };
+    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
+        if (runs_here(best_first[i]) && (!isa || !strcmp(isa, best_first[i]->isa)))
+            return best_first[i];
+    return NULL;
+}

@@ -1,0 +1,185 @@
+/* C = A W^T + bias for the row counts of one window: A is (m, k), W is torch's (n, k), packed once into panels of columns.
+ *
+ * Every output is one chain of fused multiply-adds over k, whatever tile it falls in, so results do not depend on how rows are
+ * split among threads or batches. A panel is up to three vectors wide (AVX-512: up to four and a half, in half vectors, because
+ * the model's 36 and 72 columns are not multiples of 16). Panels are padded with zeros to whole vectors; a row of C must have
+ * room for `matrix_width` floats.
+ */
+#ifndef NS_GEMM_H
+#define NS_GEMM_H
+
+#include <stdlib.h>
+
+#include "simd.h"
+
+#define UNIT (W == 16 ? 8 : W)    /* columns come in units of this many */
+#define PER_VECTOR (W / UNIT)
+#if W == 16
+typedef float vhalf __attribute__((vector_size(32), may_alias));
+typedef float vhalf_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#else
+typedef vf vhalf;
+typedef vf_unaligned vhalf_unaligned;
+INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return v_fma(a, b, c); }
+#endif
+
+typedef struct {
+    int k, n, units;
+    float *panels, *bias; /* bias has matrix_width floats, or is NULL */
+} matrix;
+
+INLINE int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE int matrix_width(const matrix *w) { return w->units * UNIT; }
+
+/* Units of the next panel when `left` remain; widths from 7 to 9 units spare a narrow last panel. */
+INLINE int panel_units(int left)
+{
+    if (W == 16)
+        return left <= 9 ? left : 6;
+    return left < 3 ? left : 3;
+}
+INLINE int panel_stride(int units) { return (units + PER_VECTOR - 1) / PER_VECTOR * W; }
+
+static float *aligned_floats(size_t count)
+{
+    void *p = NULL;
+    if (posix_memalign(&p, 64, (count ? count : 1) * sizeof(float)))
+        return NULL;
+    memset(p, 0, (count ? count : 1) * sizeof(float));
+    return p;
+}
+
+/* weight is (n, k) row-major; false when memory runs out */
+static int matrix_pack(matrix *w, const float *weight, const float *bias, int n, int k)
+{
+    *w = (matrix){.k = k, .n = n, .units = padded(n, UNIT) / UNIT};
+    w->panels = aligned_floats((size_t)padded(w->units, PER_VECTOR) * UNIT * (size_t)k + (size_t)W * (size_t)k);
+    w->bias = bias ? aligned_floats((size_t)padded(n, W)) : NULL;
+    if (!w->panels || (bias && !w->bias))
+        return 0;
+    if (bias)
+        memcpy(w->bias, bias, sizeof(float) * (size_t)n);
+    float *out = w->panels;
+    for (int unit = 0, units; unit < w->units; unit += units) {
+        units = panel_units(w->units - unit);
+        int first = unit * UNIT, last = first + units * UNIT < n ? first + units * UNIT : n;
+        for (int i = 0; i < k; i++, out += panel_stride(units))
+            for (int column = first; column < last; column++)
+                out[column - first] = weight[(size_t)column * (size_t)k + (size_t)i];
+    }
+    return 1;
+}
+
+static void matrix_free(matrix *w)
+{
+    free(w->panels);
+    free(w->bias);
+}
+
+/* Where the elements of A lie: a[row * stride + offset[k]], or offset == NULL for a[row * stride + k]. */
+typedef struct {
+    const float *a;
+    int64_t stride;
+    const int64_t *offset;
+} operand;
+
+INLINE void tile(const int rows, const int vectors, const int half, const int gather, const operand *x, int k,
+                 const float *panel, const float *bias, float *c, int64_t ldc)
+{
+    vf sum[8][4];
+    vhalf half_sum[8];
+    UNROLL(8)
+    for (int i = 0; i < rows; i++) {
+        UNROLL(4)
+        for (int j = 0; j < vectors; j++)
+            sum[i][j] = bias ? v_load(bias + W * j) : v_zero();
+        if (half)
+            half_sum[i] = bias ? (vhalf)*(const vhalf_unaligned *)(bias + W * vectors) : (vhalf){};
+    }
+    for (int p = 0; p < k; p++, panel += W * (vectors + half)) {
+        vf b[4];
+        vhalf half_b;
+        UNROLL(4)
+        for (int j = 0; j < vectors; j++)
+            b[j] = *(const vf *)(panel + W * j);
+        if (half)
+            half_b = *(const vhalf *)(panel + W * vectors);
+        UNROLL(8)
+        for (int i = 0; i < rows; i++) {
+            float a = x->a[i * x->stride + (gather ? x->offset[p] : p)];
+            UNROLL(4)
+            for (int j = 0; j < vectors; j++)
+                sum[i][j] = v_fma(v_set(a), b[j], sum[i][j]);
+            if (half)
+                half_sum[i] = h_fma(a - (vhalf){}, half_b, half_sum[i]);
+        }
+    }
+    UNROLL(8)
+    for (int i = 0; i < rows; i++) {
+        UNROLL(4)
+        for (int j = 0; j < vectors; j++)
+            v_store(c + i * ldc + W * j, sum[i][j]);
+        if (half)
+            *(vhalf_unaligned *)(c + i * ldc + W * vectors) = half_sum[i];
+    }
+}
+
+INLINE void panel_rows(const int most, const int vectors, const int half, const int gather, int m, operand x, int k,
+                       const float *panel, const float *bias, float *c, int64_t ldc)
+{
+    int done = 0;
+#define ROWS(count)                                                                \
+    for (; done + (count) <= m; done += (count)) {                                 \
+        tile(count, vectors, half, gather, &x, k, panel, bias, c + done * ldc, ldc); \
+        x.a += (count) * x.stride;                                                 \
+    }
+    if (most == 8)
+        ROWS(8)
+    ROWS(4)
+    ROWS(2)
+    ROWS(1)
+#undef ROWS
+}
+
+INLINE void gemm_any(const int gather, int m, operand x, const matrix *w, float *c, int64_t ldc)
+{
+    const float *panel = w->panels;
+    for (int unit = 0, units; unit < w->units; unit += units) {
+        units = panel_units(w->units - unit);
+        const float *bias = w->bias ? w->bias + unit * UNIT : NULL;
+        float *out = c + unit * UNIT;
+        switch (units) {
+#define PANEL(units, most)                                                                                            \
+    case units:                                                                                                       \
+        panel_rows(most, units / PER_VECTOR, units % PER_VECTOR, gather, m, x, w->k, panel, bias, out, ldc);          \
+        break;
+#if W == 16
+            PANEL(1, 8)
+            PANEL(2, 8)
+            PANEL(3, 8)
+            PANEL(4, 8)
+            PANEL(5, 8)
+            PANEL(6, 8)
+            PANEL(7, 4)
+            PANEL(8, 4)
+            PANEL(9, 4)
+#else
+            PANEL(1, 4)
+            PANEL(2, 4)
+            PANEL(3, 4)
+#endif
+#undef PANEL
+        }
+        panel += (int64_t)panel_stride(units) * w->k;
+    }
+}
+
+static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
+{
+    gemm_any(0, m, (operand){.a = a, .stride = lda}, w, c, ldc);
+}
+
+static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc) { gemm_any(1, m, x, w, c, ldc); }
+
+#endif

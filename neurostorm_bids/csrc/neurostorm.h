@@ -1,0 +1,77 @@
+/* The C interface that neurostorm_bids.model.scan.cpu loads with ctypes. Tensors are float32 and contiguous.
+ *
+ * b batch, l length, d channels, n states; tokens of a clip are rows of `dim` floats in raster order (x, y, z, t), t fastest.
+ * Functions return 0, or -1 when memory ran out.
+ */
+#ifndef NEUROSTORM_H
+#define NEUROSTORM_H
+
+#include <stdint.h>
+
+#define NS_EXPORT __attribute__((visibility("default")))
+
+/* Weights of one Mamba block in torch's layouts; norm, prompt and mlp pointers may be NULL where a layer has none. */
+typedef struct {
+    int32_t dim, inner, rank, states, taps, hidden, prompt;
+    int32_t bfloat16; /* 1: matrix products in bfloat16, sums in float32 */
+    const float *norm1_weight, *norm1_bias;
+    const float *in_proj;                /* (2 inner, dim) */
+    const float *conv_weight, *conv_bias; /* (inner, taps), (inner) */
+    const float *x_proj;                 /* (rank + 2 states, inner) */
+    const float *dt_weight, *dt_bias;    /* (inner, rank), (inner) */
+    const float *a, *skip;               /* A (inner, states), D (inner) */
+    const float *out_proj;               /* (dim, inner) */
+    const float *norm2_weight, *norm2_bias;
+    const float *fc1_weight, *fc1_bias;  /* (hidden, dim) */
+    const float *fc2_weight, *fc2_bias;  /* (dim, hidden) */
+    const float *prompt_tokens;          /* (prompt, dim), prepended to every window */
+} ns_block_weights;
+
+/* Sizes are (x, y, z, t). Step i of window number k along an axis is the token at k * window + i + origin; places past
+ * count * window go on at 0, places outside the grid are zeros. */
+typedef struct {
+    int32_t clips;
+    int32_t grid[4], window[4], count[4], origin[4];
+} ns_windows;
+
+/* A linear layer whose rows are gathered, then normalised (merging) or not (patch embedding), then get embeddings added. */
+typedef struct {
+    int32_t inputs, outputs, bfloat16;
+    const float *weight, *bias;           /* (outputs, inputs), (outputs) or NULL */
+    const float *norm_weight, *norm_bias; /* (inputs) or NULL */
+} ns_linear_weights;
+
+typedef struct {
+    int32_t clips, channels;
+    int32_t image[4], patch[4];
+} ns_patches;
+
+typedef struct ns_block ns_block;
+typedef struct ns_linear ns_linear;
+
+/* (b, l, d) u, delta and z, (b, l, n) b and c, (d, n) a, (d) skip and delta_bias; z and delta_bias may be NULL; writes y */
+typedef struct {
+    int32_t batch, length, channels, states;
+    const float *u, *delta, *a, *b, *c, *skip, *z, *delta_bias;
+    float *y;
+} ns_scan;
+
+/* One table of functions an instruction set. */
+typedef struct {
+    const char *isa;
+    ns_block *(*block_new)(const ns_block_weights *weights);
+    void (*block_free)(ns_block *block);
+    int (*block_forward)(const ns_block *block, const ns_windows *windows, float *tokens, int32_t threads);
+    ns_linear *(*linear_new)(const ns_linear_weights *weights);
+    void (*linear_free)(ns_linear *linear);
+    int (*patch_embed)(const ns_linear *linear, const ns_patches *patches, const float *clips, const float *place,
+                       const float *time, float *tokens, int32_t threads);
+    int (*merge)(const ns_linear *linear, const int32_t clips, const int32_t *grid, const float *tokens, const float *place,
+                 const float *time, float *merged, int32_t threads);
+    int (*scan_forward)(const ns_scan *scan, int32_t threads);
+} ns_kernels;
+
+/* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here. */
+NS_EXPORT const ns_kernels *ns_kernels_for(const char *isa);
+
+#endif

@@ -1,0 +1,91 @@
+/* One vector type, W floats wide, and the few operations the kernels need, for AVX-512, AVX2 + FMA and anything else.
+ *
+ * The kernels are written once over these and compiled once per instruction set. No -ffast-math anywhere: every operation
+ * keeps its IEEE meaning, NaN and infinity travel through all of them. In v_max_keep_nan and v_min_keep_nan the bound comes
+ * first, because x86 returns the second operand where one is NaN.
+ */
+#ifndef NS_SIMD_H
+#define NS_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL(n) _Pragma(UNROLL_TEXT(n))
+#ifdef __clang__
+#define UNROLL_TEXT(n) "unroll"
+#else
+#define UNROLL_TEXT_(n) #n
+#define UNROLL_TEXT(n) UNROLL_TEXT_(GCC unroll n)
+#endif
+
+#if defined(__AVX512F__)
+#define W 16
+#elif defined(__AVX2__) && defined(__FMA__)
+#define W 8
+#else
+#define W 4
+#endif
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+typedef float vf __attribute__((vector_size(4 * W), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * W), may_alias));
+typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+INLINE vf v_load(const float *p) { return *(const vf_unaligned *)p; }
+INLINE void v_store(float *p, vf x) { *(vf_unaligned *)p = x; }
+INLINE vf v_set(float x) { return x - (vf){}; }
+INLINE vi v_seti(int32_t x) { return x - (vi){}; }
+INLINE vf v_zero(void) { return (vf){}; }
+
+/* where(mask, a, b): mask lanes are all ones or all zeros */
+INLINE vf v_where(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf v_abs(vf x) { return (vf)((vi)x & v_seti(0x7fffffff)); }
+
+#if W == 16
+INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE vf v_fms(vf a, vf b, vf c) { return (vf)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE vf v_max_keep_nan(vf bound, vf x) { return (vf)_mm512_max_ps((__m512)bound, (__m512)x); }
+INLINE vf v_min_keep_nan(vf bound, vf x) { return (vf)_mm512_min_ps((__m512)bound, (__m512)x); }
+INLINE vf v_load_n(const float *p, int n) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+INLINE void v_store_n(float *p, vf x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+INLINE float v_sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
+#elif W == 8
+INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vf v_fms(vf a, vf b, vf c) { return (vf)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vf v_max_keep_nan(vf bound, vf x) { return (vf)_mm256_max_ps((__m256)bound, (__m256)x); }
+INLINE vf v_min_keep_nan(vf bound, vf x) { return (vf)_mm256_min_ps((__m256)bound, (__m256)x); }
+INLINE __m256i v_first_lanes(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vf v_load_n(const float *p, int n) { return (vf)_mm256_maskload_ps(p, v_first_lanes(n)); }
+INLINE void v_store_n(float *p, vf x, int n) { _mm256_maskstore_ps(p, v_first_lanes(n), (__m256)x); }
+#else
+INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+INLINE vf v_fms(vf a, vf b, vf c) { return a * b - c; }
+INLINE vf v_max_keep_nan(vf bound, vf x) { return v_where(x < bound, bound, x); }
+INLINE vf v_min_keep_nan(vf bound, vf x) { return v_where(x > bound, bound, x); }
+INLINE vf v_load_n(const float *p, int n)
+{
+    vf x = v_zero();
+    memcpy(&x, p, 4 * (size_t)n);
+    return x;
+}
+INLINE void v_store_n(float *p, vf x, int n) { memcpy(p, &x, 4 * (size_t)n); }
+#endif
+#if W != 16
+INLINE float v_sum(vf x)
+{
+    float s[W];
+    memcpy(s, &x, sizeof s);
+    for (int width = W / 2; width; width /= 2)
+        for (int i = 0; i < width; i++)
+            s[i] += s[i + width];
+    return s[0];
+}
+#endif
+
+#endif

@@ -1,0 +1,185 @@
+"""The compiled kernels as ctypes sees them: where the library lies, its structures and its functions (csrc/neurostorm.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Callable
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ISA_VARIABLE = "NEUROSTORM_ISA"  # avx512, avx2 or baseline: takes that instruction set instead of the machine's best
+ISAS = ("avx512", "avx2", "baseline")
+FOLDER = Path(__file__).resolve().parents[2]  # setup.py puts the library into the package's own folder
+PATTERN = "_kernels.*"
+
+_Size4 = c_int32 * 4
+
+
+class _Structure(ctypes.Structure):
+    """A C structure filled from keywords; tensors become pointers and stay alive with it."""
+
+    def __init__(self, **values: Tensor | tuple[int, ...] | int | None) -> None:
+        super().__init__()
+        self.tensors = [value for value in values.values() if isinstance(value, Tensor)]
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                value = pointer(value)
+            setattr(self, name, _Size4(*value) if isinstance(value, tuple) else value)
+
+
+def _ints(names: str) -> list[tuple[str, type]]:
+    return [(name, c_int32) for name in names.split()]
+
+
+def _pointers(names: str) -> list[tuple[str, type]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+class BlockWeights(_Structure):
+    """ns_block_weights"""
+
+    _fields_ = (
+        *_ints("dim inner rank states taps hidden prompt bfloat16"),
+        *_pointers("norm1_weight norm1_bias in_proj conv_weight conv_bias x_proj dt_weight dt_bias a skip out_proj"),
+        *_pointers("norm2_weight norm2_bias fc1_weight fc1_bias fc2_weight fc2_bias prompt_tokens"),
+    )
+
+
+class Windows(_Structure):
+    """ns_windows"""
+
+    _fields_ = (("clips", c_int32), *((name, _Size4) for name in ("grid", "window", "count", "origin")))
+
+
+class LinearWeights(_Structure):
+    """ns_linear_weights"""
+
+    _fields_ = (*_ints("inputs outputs bfloat16"), *_pointers("weight bias norm_weight norm_bias"))
+
+
+class Patches(_Structure):
+    """ns_patches"""
+
+    _fields_ = (*_ints("clips channels"), ("image", _Size4), ("patch", _Size4))
+
+
+class ScanArguments(_Structure):
+    """ns_scan"""
+
+    _fields_ = (*_ints("batch length channels states"), *_pointers("u delta a b c skip z delta_bias y"))
+
+
+class _Functions(ctypes.Structure):
+    """ns_kernels"""
+
+    _fields_ = (
+        ("isa", c_char_p),
+        ("block_new", ctypes.CFUNCTYPE(c_void_p, POINTER(BlockWeights))),
+        ("block_free", ctypes.CFUNCTYPE(None, c_void_p)),
+        ("block_forward", ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(Windows), c_void_p, c_int32)),
+        ("linear_new", ctypes.CFUNCTYPE(c_void_p, POINTER(LinearWeights))),
+        ("linear_free", ctypes.CFUNCTYPE(None, c_void_p)),
+        ("patch_embed", ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(Patches), *[c_void_p] * 4, c_int32)),
+        ("merge", ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(_Size4), *[c_void_p] * 4, c_int32)),
+        ("scan_forward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), c_int32)),
+    )
+
+
+class Packed:
+    """Weights in the layout of the kernels, freed with this object."""
+
+    def __init__(self, handle: int | None, free: Callable[[int], None]) -> None:
+        if not handle:
+            raise MemoryError("no memory for the packed weights")
+        self.handle = handle
+        weakref.finalize(self, free, handle)
+
+
+class Kernels:
+    """The kernels of one instruction set.
+
+    Parameters
+    ----------
+    isa : str, optional
+        One of `ISAS`; the machine's best if not given.
+
+    Raises
+    ------
+    ImportError
+        The library was not built, or this machine lacks the instruction set.
+    """
+
+    def __init__(self, isa: str | None = None) -> None:
+        found = _library().ns_kernels_for(isa.encode() if isa else None)
+        if not found:
+            raise ImportError(f"this machine cannot run the {isa} kernels; {ISA_VARIABLE} is one of {', '.join(ISAS)}")
+        self._functions = found.contents
+        self.isa: str = self._functions.isa.decode()
+
+    def pack_block(self, weights: BlockWeights) -> Packed:
+        """Weights of a block, packed."""
+        return Packed(self._functions.block_new(weights), self._functions.block_free)
+
+    def pack_linear(self, weights: LinearWeights) -> Packed:
+        """Weights of a patch embedding or a patch merging, packed."""
+        return Packed(self._functions.linear_new(weights), self._functions.linear_free)
+
+    def block_forward(self, block: Packed, windows: Windows, tokens: Tensor) -> None:
+        """A block on tokens (n, x, y, z, t, c), in place."""
+        _check(self._functions.block_forward(block.handle, windows, pointer(tokens), threads()))
+
+    def patch_embed(
+        self, linear: Packed, patches: Patches, clips: Tensor, place: Tensor, time: Tensor, tokens: Tensor
+    ) -> None:
+        """Clips (n, ch, X, Y, Z, T) to tokens (n, x, y, z, t, c) with the embeddings (x, y, z, c) and (t, c) added."""
+        pointers = map(pointer, (clips, place, time, tokens))
+        _check(self._functions.patch_embed(linear.handle, patches, *pointers, threads()))
+
+    def merge(self, linear: Packed, tokens: Tensor, place: Tensor, time: Tensor, merged: Tensor) -> None:
+        """Tokens (n, x, y, z, t, c) to half as many along x, y, z, with the embeddings of the next stage added."""
+        pointers = map(pointer, (tokens, place, time, merged))
+        _check(self._functions.merge(linear.handle, len(tokens), _Size4(*tokens.shape[1:5]), *pointers, threads()))
+
+    def scan_forward(self, arguments: ScanArguments) -> None:
+        """The scan alone."""
+        _check(self._functions.scan_forward(arguments, threads()))
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    paths = sorted(FOLDER.glob(PATTERN))
+    if not paths:
+        raise ImportError("the kernel was not compiled when neurostorm was installed: no C compiler was found")
+    library = ctypes.CDLL(str(paths[0]))
+    library.ns_kernels_for.argtypes, library.ns_kernels_for.restype = [c_char_p], POINTER(_Functions)
+    return library
+
+
+def default_isa() -> str | None:
+    """The instruction set that the environment asks for, None for the machine's best."""
+    return os.environ.get(ISA_VARIABLE) or None
+
+
+def threads() -> int:
+    """As many threads as torch computes with, which is what --omp-nthreads sets."""
+    return torch.get_num_threads()
+
+
+def pointer(tensor: Tensor) -> int:
+    """Address of a tensor's first element."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"the kernels take contiguous float32 tensors on the CPU, not {tensor.dtype} on {tensor.device}"
+        )
+    return tensor.data_ptr()
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("no memory for the scratch space of the kernels")
