@@ -17,7 +17,7 @@ from neurostorm_bids.clips import plan_windows
 from neurostorm_bids.clips import reference as reference_module
 from neurostorm_bids.clips.reference import loaded_clip, reference_run
 from neurostorm_bids.clips.torch_sum import TorchMean
-from neurostorm_bids.errors import ConstantSeries, MaskUnusable, NonFiniteVoxels, TooFewFrames
+from neurostorm_bids.errors import ConstantSeries, MaskUnusable, NonFiniteVoxels, OutputNotWritable, TooFewFrames
 
 SHIPPED = Path(__file__).parent / "data" / "golden_preprocess"
 CASES = ["G1_nomask_3mm", "G2_mask_aniso", "G3_crop", "G4_downT"]
@@ -199,6 +199,19 @@ def test_milliseconds_are_not_taken_for_seconds(tmp_path):
     image.header.set_xyzt_units("mm", "msec")
     nib.save(image, tmp_path / "bold.nii.gz")
     assert reference_run(tmp_path / "bold.nii.gz").timing.n_frames == 25
+
+
+def test_a_full_disk_is_reported(monkeypatch):
+    class FullDisk:
+        def __init__(self, **_):
+            pass
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reference_module.tempfile, "TemporaryFile", FullDisk)
+    with pytest.raises(OutputNotWritable, match=r"beyond 0 volumes \(No space left.*--work-dir"):
+        golden_run(SHIPPED, CASES[0])
 
 
 def test_unusable_runs_are_refused(tmp_path):

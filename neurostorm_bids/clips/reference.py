@@ -27,14 +27,14 @@ from neurostorm_bids.clips.statistics import Background, RunStatistics
 from neurostorm_bids.clips.timing import Timing
 from neurostorm_bids.clips.torch_sum import TorchMean
 from neurostorm_bids.clips.windows import Windows
-from neurostorm_bids.errors import MaskUnusable
+from neurostorm_bids.errors import MaskUnusable, OutputNotWritable
 from neurostorm_bids.space.header import judged_t_r_s
 from neurostorm_bids.space.nifti import NiftiFile, open_nifti, open_series
 
 VOXEL_MM = 2.0
 SIZE = 96
 INT8_MAX = 127
-BLOCK_BYTES = 32 * 2**20  # of one block of voxels over all frames
+BLOCK_BYTES = 8 * 2**20  # of one block of voxels over all frames
 ORIENTATION_WARNING = (
     "--preprocessing reference ignores the affine: axes go in as they lie in the file, so left and right are as "
     "stored, and a file in another orientation than the model's training data reaches it mirrored"
@@ -130,7 +130,7 @@ def loaded_clip(frames: np.ndarray, scale: float, img_size: tuple[int, int, int]
     -------
     ndarray of shape (*img_size, t), float32
     """
-    values = torch.from_numpy(frames.astype(np.float32) * np.float32(scale))[None]  # (1, t, x, y, z)
+    values = torch.from_numpy(frames.astype(np.float32)).mul_(float(np.float32(scale)))[None]  # (1, t, x, y, z)
     missing = [SIZE - n for n in frames.shape[1:]]
     before_after = [amount for gap in reversed(missing) for amount in (-(-gap // 2), gap // 2)]
     values = functional.pad(values, before_after, value=values[0, 0, 0, 0, 0].item())
@@ -244,28 +244,38 @@ class _Spill:
 
     def append(self, values: np.ndarray, number: int) -> None:
         require_finite(values, number)
-        self._file.write(np.ascontiguousarray(values).data)
+        try:
+            self._file.write(np.ascontiguousarray(values).data)
+        except OSError as fault:
+            raise OutputNotWritable(
+                f"the file of resampled volumes cannot grow beyond {self.n_volumes} volumes ({fault.strerror})",
+                expected=f"{self._row_bytes} bytes a volume in the work folder",
+                remedy="Name a larger folder with --work-dir",
+            ) from None
         self.n_volumes += 1
 
     @property
     def _row_bytes(self) -> int:
         return 4 * self.voxels.size
 
-    def _read(self, volume: int, first: int, n_voxels: int) -> np.ndarray:
+    def _read(self, volume: int, first: int, out: np.ndarray) -> np.ndarray:
         self._file.flush()
-        raw = os.pread(self._file.fileno(), 4 * n_voxels, volume * self._row_bytes + 4 * first)
-        return np.frombuffer(raw, np.float32)
+        os.preadv(self._file.fileno(), [out], volume * self._row_bytes + 4 * first)
+        return out
 
     def blocks(self, timing: Timing) -> Iterator[tuple[slice, np.ndarray]]:
         """Voxels a block at a time, in raster order, at the model's TR.  # (v, t)"""
         n_at_once = max(1, BLOCK_BYTES // (4 * max(self.n_volumes, timing.n_frames)))
+        read = np.empty((self.n_volumes, n_at_once), np.float32)  # one buffer: many small ones scatter the heap
         for first in range(0, self.voxels.size, n_at_once):
             block = slice(first, min(first + n_at_once, self.voxels.size))
-            rows = np.stack([self._read(volume, first, block.stop - first) for volume in range(self.n_volumes)], 1)
-            frames = functional.interpolate(
-                torch.from_numpy(rows)[None], size=timing.n_frames, mode="linear", align_corners=False
+            for volume in range(self.n_volumes):
+                self._read(volume, first, read[volume, : block.stop - first])
+            rows = torch.from_numpy(read[:, : block.stop - first].T.copy())[None]
+            yield (
+                block,
+                functional.interpolate(rows, size=timing.n_frames, mode="linear", align_corners=False)[0].numpy(),
             )
-            yield block, frames[0].numpy()
 
     def frame(self, timing: Timing, frame: int) -> np.ndarray:
         """One frame, the same numbers as in `blocks`.  # (v,)"""
@@ -276,7 +286,9 @@ class _Spill:
         return (lower.astype(np.float64) * weights[0] + upper * weights[1]).astype(np.float32)
 
     def _volume(self, volume: int) -> np.ndarray:
-        return self._recent[volume] if volume in self._recent else self._read(volume, 0, self.voxels.size)
+        if volume in self._recent:
+            return self._recent[volume]
+        return self._read(volume, 0, np.empty(self.voxels.size, np.float32))
 
 
 # --- statistics -------------------------------------------------------------------------------------------------
