@@ -257,7 +257,8 @@ def reference_grid(shape: tuple[int, int, int], orientation: Orientation = "LAS"
 
 
 def _input(parameters: Mapping[str, Any], config: EncoderConfig, stated: Statements, path: Path) -> InputSpec:
-    entries = Entries({"sequence_length": config.img_size[3], "stride_within_seq": 1} | parameters, "", path)
+    assumed = {"sequence_length": config.img_size[3], "stride_within_seq": 1}
+    entries = Entries({**assumed, **parameters}, "hyper_parameters", path)
     frames = entries.integer("sequence_length", 1, 1024)
     stride = entries.integer("stride_within_seq", 1, 1024)
     shape = cast(tuple[int, int, int], config.img_size[:3])

@@ -152,7 +152,7 @@ def input_to_json(spec: InputSpec) -> dict[str, Any]:
 
 
 def _target_to_json(target: Target) -> dict[str, Any]:
-    entries = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(target).items()}
+    entries: dict[str, Any] = asdict(target) | {"classes": list(target.classes)}
     entries |= {name: float(entries[name]) for name in ("mean", "std") if entries[name] is not None}
     entries["calibration"] = {"temperature": float(entries.pop("temperature"))}
     return entries

@@ -247,7 +247,7 @@ class Model:
         if prompted:
             names = ", ".join(target.name for branch in prompted for target in branch.description.targets)
             raise PackMismatch(f"the heads of {names} read prompted features", remedy="use embed_and_predict")
-        features = torch.as_tensor(np.array(features, dtype=np.float32))
+        features = torch.tensor(np.asarray(features, dtype=np.float32))
         if features.ndim != 2 or features.shape[1] != self.n_features:
             raise ClipsInvalid(f"features of shape {tuple(features.shape)}", expected=f"(n, {self.n_features})")
         predictions: dict[str, Prediction] = {}
@@ -306,9 +306,10 @@ class Model:
         }
 
     def _checked(self, clips: Tensor | np.ndarray) -> Tensor:
-        tensor = clips if isinstance(clips, Tensor) else torch.from_numpy(np.array(clips, dtype=np.float32))
-        check_clips(tensor, self.config)
-        return tensor.float()
+        if not isinstance(clips, Tensor):
+            clips = torch.from_numpy(np.require(clips, np.float32, ["C", "W"]))
+        check_clips(clips, self.config)
+        return clips.float()
 
 
 def n_features(config: EncoderConfig) -> int:

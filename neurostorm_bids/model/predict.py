@@ -43,32 +43,41 @@ class Prediction:
     @property
     def n_clips(self) -> int:
         """Number of rows."""
-        return len(self._rows())
+        return len(self.rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The one array that is there."""
+        found = {"regression": self.values, "classification": self.probabilities, "retrieval": self.vectors}
+        rows = found[self.target.kind]
+        if rows is None:
+            raise TypeError(f"a {self.target.kind} prediction without its array")
+        return rows
+
+    def with_rows(self, rows: np.ndarray) -> Prediction:
+        """The same prediction for other rows."""
+        if self.target.kind == "regression":
+            return replace(self, values=rows)
+        if self.target.kind == "classification":
+            return replace(self, probabilities=rows)
+        return replace(self, vectors=rows)
 
     def pooled(self) -> Prediction:
         """One row for all clips: the mean value, mean probabilities, or the mean vector at unit length."""
-        mean = self._rows().mean(axis=0, keepdims=True)
-        if self.vectors is not None:
-            return replace(self, vectors=mean / np.linalg.norm(mean))
-        return replace(self, **{self._field(): mean})
+        mean = self.rows.mean(axis=0, keepdims=True)
+        return self.with_rows(mean / np.linalg.norm(mean) if self.target.kind == "retrieval" else mean)
 
     def clip_sd(self) -> np.ndarray | None:
         """SD over clips (unbiased) of values (1,) or probabilities (classes,); None for one clip or vectors."""
         if self.n_clips < 2 or self.vectors is not None:
             return None
-        return np.atleast_1d(self._rows().std(axis=0, ddof=1))
+        return np.atleast_1d(self.rows.std(axis=0, ddof=1))
 
     def classes(self) -> tuple[str, ...]:
         """The likeliest class of each row (of equals the first); empty for other kinds."""
         if self.probabilities is None:
             return ()
         return tuple(self.target.classes[index] for index in self.probabilities.argmax(axis=1))
-
-    def _field(self) -> str:
-        return {"regression": "values", "classification": "probabilities", "retrieval": "vectors"}[self.target.kind]
-
-    def _rows(self) -> np.ndarray:
-        return getattr(self, self._field())
 
 
 def predict(target: Target, outputs: Tensor) -> Prediction:
@@ -124,5 +133,4 @@ def with_scaler(target: Target, first: float, second: float) -> Target:
 
 def joined(parts: Sequence[Prediction]) -> Prediction:
     """Predictions of one target for successive batches of clips as one."""
-    field = parts[0]._field()
-    return replace(parts[0], **{field: np.concatenate([getattr(part, field) for part in parts])})
+    return parts[0].with_rows(np.concatenate([part.rows for part in parts]))
