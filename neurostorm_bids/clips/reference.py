@@ -260,7 +260,7 @@ class _Spill:
 
     def _read(self, volume: int, first: int, out: np.ndarray) -> np.ndarray:
         self._file.flush()
-        os.preadv(self._file.fileno(), [out], volume * self._row_bytes + 4 * first)
+        os.preadv(self._file.fileno(), [out.data], volume * self._row_bytes + 4 * first)
         return out
 
     def blocks(self, timing: Timing) -> Iterator[tuple[slice, np.ndarray]]:

@@ -19,6 +19,7 @@ from neurostorm_bids.clips.series import (
     weighted_sum,
 )
 from neurostorm_bids.clips.timing import Timing
+from neurostorm_bids.clips.windows import require_one_clip
 from neurostorm_bids.errors import DemeanedSeries
 from neurostorm_bids.settings import Intensity
 
@@ -98,8 +99,9 @@ def run_statistics(
 
     Raises
     ------
-    MaskUnusable, NonFiniteVoxels, ImageUnreadable, ConstantSeries, DemeanedSeries
+    TooFewFrames, MaskUnusable, NonFiniteVoxels, ImageUnreadable, ConstantSeries, DemeanedSeries
     """
+    require_one_clip(timing, clip_frames=1)
     sums = _sum_up(series, timing)
     negative_share = sums.n_negative / (timing.n_frames * sums.first.size)
     if negative_share > max_negative_share:

@@ -61,11 +61,11 @@ def plan_windows(
     EveryClipMoved
         When no clip is at or below the threshold.
     """
-    _require_one_clip(timing, clip_frames)
+    require_one_clip(timing, clip_frames)
     frame_fd = _frame_displacement(timing, fd_mm, fd_threshold_mm)
     last_start = timing.n_frames - clip_frames
     windows = [_window(timing, start, clip_frames, frame_fd) for start in range(0, last_start + 1, stride)]
-    moved = [fd_threshold_mm is not None and (window.mean_fd_mm or 0.0) > fd_threshold_mm for window in windows]
+    moved = [_moved(window, fd_threshold_mm) for window in windows]
     if all(moved):
         raise EveryClipMoved(
             f"all {len(windows)} clips have a mean framewise displacement above {fd_threshold_mm} mm",
@@ -77,7 +77,8 @@ def plan_windows(
     return Windows(kept, excluded, last_start - windows[-1].first_frame, clip_frames, stride)
 
 
-def _require_one_clip(timing: Timing, clip_frames: int) -> None:
+def require_one_clip(timing: Timing, clip_frames: int) -> None:
+    """Raise TooFewFrames where a run has fewer frames than one clip."""
     if timing.n_frames >= clip_frames:
         return
     needed = f"{clip_frames * timing.target_t_r_s:g} s or {_volumes_needed(timing, clip_frames)} volumes"
@@ -88,6 +89,18 @@ def _require_one_clip(timing: Timing, clip_frames: int) -> None:
         expected=f"at least {clip_frames} frames, i.e. {needed}",
         remedy="Check RepetitionTime and --dummy-scans, or leave the run out",
     )
+
+
+def _moved(window: Window, threshold_mm: float | None) -> bool:
+    if threshold_mm is None:
+        return False
+    if window.mean_fd_mm is None:
+        raise MotionUnknown(
+            f"framewise displacement is missing throughout the clip that begins with frame {window.first_frame}",
+            expected="a value for some volume of every clip, as --fd-threshold compares them",
+            remedy="Restore the confounds table or leave out --fd-threshold",
+        )
+    return window.mean_fd_mm > threshold_mm
 
 
 def _volumes_needed(timing: Timing, clip_frames: int) -> int:
