@@ -37,16 +37,13 @@ from neurostorm_bids.errors import (
 )
 from neurostorm_bids.model import Encoder, EncoderConfig, Target, load_model
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint, reference_grid
-from neurostorm_bids.model.description import Backbone
-from neurostorm_bids.model.folder import read_model_folder, write_model_folder
+from neurostorm_bids.model.folder import pack_weights_of, read_model_folder, weights_of, write_model_folder
 from neurostorm_bids.model.heads import head_for
 from neurostorm_bids.model.inference import Model
 from neurostorm_bids.model.predict import class_probabilities, joined, predict, with_scaler
 from neurostorm_bids.model.weights import (
-    backbone_of,
     check_scalers,
     convert_checkpoint,
-    read_parts,
     verify_model,
 )
 from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
@@ -525,28 +522,34 @@ def test_verify_says_what_it_could_not_check(base: Path, tmp_path: Path):
     assert "no test embedding is recorded" in verify_model(checkpoint(tmp_path / "a.ckpt"))
 
 
+def test_a_folder_written_from_modules_is_those_modules(tmp_path: Path):
+    model = load_model(checkpoint(tmp_path / "a.ckpt"), device="cpu")
+    target = Target("age", "regression", unit="years", mean=50.0, std=10.0)
+    head = head_for(target, 16)
+    description = replace(model.description, name="trained", targets=(target,))
+    sha256 = write_model_folder(tmp_path / "m", description, weights_of(model.encoder, {"age": head}))
+    read = load_model(tmp_path / "m", device="cpu")
+    assert read.hash == sha256 and read.backbone.sha256 == model.backbone.sha256
+    outputs = head(model.embed(CLIPS)).detach().numpy()[:, 0].astype(float)
+    assert_allclose(read.predict(CLIPS)["age"].values, 50 + 10 * outputs, rtol=1e-6)
+
+
 # --- packs ------------------------------------------------------------------------------------------------------
 
 
 def make_pack(base: Path, folder: Path, target: Target, prompt_len: int, **change: Any) -> Path:
     """A pack over ``base`` with prompts (or none) and a head."""
-    parts = read_parts_of(base)
-    config = replace(parts.description.config, prompt_len=prompt_len)
-    weights = {f"head.{target.name}.{name}": tensor for name, tensor in head_state(target).items()}
-    state = encoder_state(config, seed=5)
-    weights |= {f"encoder.{name}": tensor for name, tensor in state.items() if name.endswith(".prompt")}
-    backbone = backbone_of(parts.description, parts.weights)
+    model = load_model(base, device="cpu")
+    config = replace(model.config, prompt_len=prompt_len)
+    encoder = Encoder(config)
+    encoder.load_state_dict(encoder_state(config, seed=5))
+    head = head_for(target, 16)
+    head.load_state_dict(head_state(target))
     description = replace(
-        parts.description, name=folder.name, config=config, targets=(target,), backbone=backbone, **change
+        model.description, name=folder.name, config=config, targets=(target,), backbone=model.backbone, **change
     )
-    write_model_folder(folder, description, weights)
+    write_model_folder(folder, description, pack_weights_of(encoder, {target.name: head}))
     return folder
-
-
-def read_parts_of(folder: Path):
-    from neurostorm_bids.model.registry import find_model
-
-    return read_parts(find_model(folder))
 
 
 SEX_TARGET = Target("sex", "classification", classes=("female", "male"))
@@ -618,14 +621,9 @@ def test_verify_checks_a_pack_over_its_backbone(base: Path, tmp_path: Path):
 
 def test_a_backbone_with_another_name_in_model_json_still_fits(base: Path, tmp_path: Path):
     pack = make_pack(base, tmp_path / "sex", SEX_TARGET, prompt_len=3)
-    parts = read_parts_of(base)
-    write_model_folder(tmp_path / "renamed", replace(parts.description, name="renamed"), parts.weights)
+    folder = read_model_folder(base)
+    write_model_folder(tmp_path / "renamed", replace(folder.description, name="renamed"), folder.weights)
     assert load_model(tmp_path / "renamed", device="cpu", packs=[pack]).name == "renamed"
-    assert read_model_folder(pack).description.backbone == Backbone("base", backbone_of(*_of(parts)).sha256)
-
-
-def _of(parts):
-    return parts.description, parts.weights
 
 
 # --- scalers, devices, clips ------------------------------------------------------------------------------------

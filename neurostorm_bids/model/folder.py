@@ -21,7 +21,7 @@ import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurostorm_bids.errors import (
     ModelFileTooLarge,
@@ -102,6 +102,19 @@ def backbone_hash(config: EncoderConfig, spec: InputSpec, weights: Mapping[str, 
 def is_backbone_weight(name: str) -> bool:
     """Whether a weight belongs to the encoder proper, not to its prompts or a head."""
     return name.startswith("encoder.") and not name.endswith(".prompt")
+
+
+def weights_of(encoder: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Weights of a whole model by the names of a folder; ``heads`` by target."""
+    named = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    for target, head in heads.items():
+        named |= {f"head.{target}.{name}": tensor for name, tensor in head.state_dict().items()}
+    return named
+
+
+def pack_weights_of(encoder: nn.Module, heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Weights of a pack: those of `weights_of` without the backbone's."""
+    return {name: tensor for name, tensor in weights_of(encoder, heads).items() if not is_backbone_weight(name)}
 
 
 def _json_hash(values: Any) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from neurostorm_bids.errors import ClipsInvalid, ModelUntrained, PackMismatch, SelfTestFailed
 from neurostorm_bids.model.config import EncoderConfig, InputSpec, Target
-from neurostorm_bids.model.description import ModelDescription, SelfTest, model_label
+from neurostorm_bids.model.description import Backbone, ModelDescription, SelfTest, model_label
 from neurostorm_bids.model.encoder import Encoder, check_clips, stage_channels
+from neurostorm_bids.model.folder import backbone_hash, weights_of
 from neurostorm_bids.model.heads import head_for, pool
 from neurostorm_bids.model.predict import Prediction, predict, with_scaler
 from neurostorm_bids.model.scan import resolve_backend
@@ -162,6 +163,12 @@ class Model:
     def encoder(self) -> Encoder:
         """The encoder of the model itself."""
         return self._branches[0].encoder
+
+    @property
+    def backbone(self) -> Backbone:
+        """How a pack trained on this model names it."""
+        weights = weights_of(self.encoder, {})
+        return Backbone(self.name, backbone_hash(self.config, self.input, weights))
 
     @property
     def n_features(self) -> int:

@@ -22,7 +22,7 @@ from neurostorm_bids.errors import (
 )
 from neurostorm_bids.model.card import model_card
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint
-from neurostorm_bids.model.description import Backbone, ModelDescription, SelfTest
+from neurostorm_bids.model.description import ModelDescription, SelfTest
 from neurostorm_bids.model.encoder import Encoder
 from neurostorm_bids.model.folder import (
     backbone_hash,
@@ -236,20 +236,16 @@ def _check_backbone(backbone: Parts, pack: Parts, file: Path) -> None:
     named = pack.description.backbone
     if named is None:
         raise PackMismatch("is a whole model, not a pack", file=file, remedy="give it with --model")
-    name, own = backbone.description.name, backbone_of(backbone.description, backbone.weights)
+    description = backbone.description
+    own = backbone_hash(description.config, description.input, backbone.weights)
     plain = replace(pack.description.config, prompt_len=0)
-    if named.sha256 != own.sha256 or plain != replace(backbone.description.config, prompt_len=0):
+    if named.sha256 != own or plain != replace(description.config, prompt_len=0):
         raise PackMismatch(
             f"belongs to the backbone {named.name} ({named.sha256[:12]})",
             file=file,
-            expected=f"{name} ({own.sha256[:12]})",
-            remedy=f"give --model {named.name}, or a pack trained on {name}",
+            expected=f"{description.name} ({own[:12]})",
+            remedy=f"give --model {named.name}, or a pack trained on {description.name}",
         )
-
-
-def backbone_of(description: ModelDescription, weights: Mapping[str, Tensor]) -> Backbone:
-    """How a pack trained on this model names it."""
-    return Backbone(description.name, backbone_hash(description.config, description.input, weights))
 
 
 # --- neurostorm-models ------------------------------------------------------------------------------------------
