@@ -20,4 +20,5 @@ const ns_kernels NAME(NS_ISA) = {
     .patch_embed = patch_embed,
     .merge = merge,
     .scan_forward = scan_forward,
+    .scan_backward = scan_backward,
 };

@@ -56,6 +56,12 @@ typedef struct {
     float *y;
 } ns_scan;
 
+/* Gradients that scan_backward writes, shaped like what they are of; grad_y is given */
+typedef struct {
+    const float *grad_y;
+    float *grad_u, *grad_delta, *grad_a, *grad_b, *grad_c, *grad_skip, *grad_z, *grad_delta_bias;
+} ns_scan_gradients;
+
 /* One table of functions an instruction set. */
 typedef struct {
     const char *isa;
@@ -69,6 +75,7 @@ typedef struct {
     int (*merge)(const ns_linear *linear, const int32_t clips, const int32_t *grid, const float *tokens, const float *place,
                  const float *time, float *merged, int32_t threads);
     int (*scan_forward)(const ns_scan *scan, int32_t threads);
+    int (*scan_backward)(const ns_scan *scan, const ns_scan_gradients *gradients, int32_t threads);
 } ns_kernels;
 
 /* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here. */

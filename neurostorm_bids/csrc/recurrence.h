@@ -80,4 +80,284 @@ static int scan_forward(const ns_scan *scan, int32_t threads)
     return !done || atomic_load(&job.failed) ? -1 : 0;
 }
 
+/* --- backward ---------------------------------------------------------------------------------------------------------
+ *
+ * With a[t] = exp(step[t] A) and the adjoint state p[t] = g[t] C[t] + a[t+1] p[t+1], g the gradient of y before the gate:
+ *
+ *     dC[t] = sum over channels of g h[t]        dB[t] = sum over channels of p step u        dstep = sum over n of e A + q u
+ *     du = q step + g D                          dA = sum over rows and windows of e step     q = sum over n of p B,  e = p h[t-1] a
+ *
+ * States are not kept from the forward pass: one more pass saves the state before every STRETCH rows, and each stretch computes
+ * its states anew. Sums over channels go from group to group, sums over windows from window to window, whoever computes them.
+ */
+#define STRETCH 32
+
+/* Rows of one group while its gradients are computed, (rows, W) each; `states` vectors a row in the last three */
+typedef struct {
+    float *u, *step, *slope, *y, *grad; /* slope: d step / d delta; grad: of y before the gate, after skip */
+    float *starts;                      /* state before each stretch */
+    float *states, *decays;             /* (STRETCH + 1), (STRETCH) rows */
+    float *grad_b, *grad_c;             /* one row, padded to whole vectors of states */
+} backward_scratch;
+
+typedef struct {
+    vf u, step, grad, drive, drive_grad, step_grad;
+} row_gradients;
+
+/* One row forward that keeps the state after it and its decay */
+INLINE vf recompute_row(const int states, const float *decay, int64_t stride, vf step, vf drive, const float *b, const float *c,
+                        const float *before, float *after, float *decays)
+{
+    vf bounded = v_min_keep_nan(v_set(1e16f), step), y = v_zero();
+    UNROLL(4)
+    for (int n = 0; n < states; n++) {
+        vf kept = v_exp2_product(bounded, *(const vf *)(decay + n * stride));
+        vf h = v_fma(kept, *(const vf *)(before + n * W), drive * v_set(b[n]));
+        y = v_fma(h, v_set(c[n]), y);
+        *(vf *)(after + n * W) = h;
+        if (decays)
+            *(vf *)(decays + n * W) = kept;
+    }
+    return y;
+}
+
+INLINE void reverse_row(const int states, const float *a, int64_t stride, row_gradients *row, const float *b, const float *c,
+                        const float *before, const float *decays, float *adjoint, float *grad_a, float *grad_b, float *grad_c)
+{
+    row->drive_grad = row->step_grad = v_zero();
+    for (int first = 0; first < states; first += W) {
+        vf for_b[W], for_c[W];
+        UNROLL(16)
+        for (int i = 0; i < W; i++) {
+            int n = first + i;
+            if (n >= states) {
+                for_b[i] = for_c[i] = v_zero();
+                continue;
+            }
+            vf p = v_fma(row->grad, v_set(c[n]), *(const vf *)(adjoint + n * W));
+            vf kept = p * *(const vf *)(decays + n * W);
+            vf e = kept * *(const vf *)(before + n * W);
+            for_c[i] = row->grad * *(const vf *)(before + (states + n) * W);
+            for_b[i] = p * row->drive;
+            row->drive_grad = v_fma(p, v_set(b[n]), row->drive_grad);
+            row->step_grad = v_fma(e, *(const vf *)(a + n * stride), row->step_grad);
+            *(vf *)(grad_a + n * W) = v_fma(e, row->step, *(const vf *)(grad_a + n * W));
+            *(vf *)(adjoint + n * W) = kept;
+        }
+        *(vf *)(grad_b + first) = v_sums(for_b);
+        *(vf *)(grad_c + first) = v_sums(for_c);
+    }
+}
+
+typedef struct {
+    scan_job job;
+    const ns_scan_gradients *to;
+    work_list reduce;
+    int groups, shared_groups; /* groups with a dB and dC of their own, or 1: groups of a window take turns on one */
+    float *partial_b, *partial_c; /* (window, shared group, length, states padded to W) */
+    float *partial_channels;      /* (window, states + 2, channels padded to W): dA, dD, d delta_bias */
+} backward_job;
+
+static float *lay_out_backward(int length, int states, backward_scratch *s, float *at)
+{
+    int stretches = (length + STRETCH - 1) / STRETCH, row = states * W;
+#define TAKE(field, floats) s->field = at, at += padded((int)(floats), LINE)
+    TAKE(u, length * W), TAKE(step, length * W), TAKE(slope, length * W), TAKE(y, length * W), TAKE(grad, length * W);
+    TAKE(starts, stretches * row), TAKE(states, (STRETCH + 1) * row), TAKE(decays, STRETCH * row);
+    TAKE(grad_b, padded(states, W)), TAKE(grad_c, padded(states, W));
+#undef TAKE
+    return at;
+}
+
+/* Rows of u, step, slope, and of what they need from z and the output's gradient */
+static void load_rows(const ns_scan *s, const float *grad_y, int64_t at, int group, int lanes, backward_scratch *to)
+{
+    vf bias = s->delta_bias ? v_load_n(s->delta_bias + group * W, lanes) : v_zero();
+    take_lanes(s->length, s->u + at, s->channels, lanes, to->u);
+    take_lanes(s->length, s->delta + at, s->channels, lanes, to->step);
+    take_lanes(s->length, grad_y + at, s->channels, lanes, to->grad);
+    for (int t = 0; t < s->length * W; t += W) {
+        vf delta = v_load(to->step + t) + bias;
+        v_store(to->step + t, v_softplus(delta));
+        v_store(to->slope + t, v_set(1.0f) / (v_set(1.0f) + v_exp(-delta)));
+    }
+}
+
+/* Forward once more: y before skip, and the state before each stretch */
+INLINE void forward_again(const int states, const scan_weights *w, int group, const scan_rows *x, backward_scratch *s)
+{
+    const float *decay = w->decay + group * W;
+    float *state = s->states;
+    memset(state, 0, sizeof(float) * (size_t)states * W);
+    for (int t = 0; t < x->rows; t++) {
+        vf step = v_load(s->step + t * W), u = v_load(s->u + t * W);
+        if (t % STRETCH == 0)
+            memcpy(s->starts + t / STRETCH * states * W, state, sizeof(float) * (size_t)states * W);
+        vf y = recompute_row(states, decay, w->stride, step, step * u, x->b + t * x->bc_stride, x->c + t * x->bc_stride, state,
+                             state, NULL);
+        v_store(s->y + t * W, y);
+    }
+}
+
+/* dz, and grad becomes the gradient before the gate */
+static void reverse_gate(const ns_scan *s, float *grad_z, int64_t at, int lanes, vf skip, backward_scratch *r)
+{
+    for (int t = 0; t < s->length; t++) {
+        vf z = v_load_n(s->z + at + (int64_t)t * s->channels, lanes), grad = v_load(r->grad + t * W);
+        vf sigmoid = v_set(1.0f) / (v_set(1.0f) + v_exp(-z)), silu = z * sigmoid;
+        vf y = v_fma(v_load(r->u + t * W), skip, v_load(r->y + t * W));
+        v_store_n(grad_z + at + (int64_t)t * s->channels, grad * y * v_fma(silu, v_set(1.0f) - sigmoid, sigmoid), lanes);
+        v_store(r->grad + t * W, grad * silu);
+    }
+}
+
+/* What one group leaves in the sums over channels: the first group sets, later ones add */
+static void add_states(int states, const float *row, float *sum, int set)
+{
+    for (int n = 0; n < states; n += W)
+        v_store(sum + n, set ? v_load(row + n) : (vf)(v_load(sum + n) + v_load(row + n)));
+}
+
+INLINE void reverse_group(const int states, const scan_weights *w, int group, const scan_rows *x, backward_scratch *s,
+                          float *partial_b, float *partial_c, int set, float *grad_u, float *grad_delta, int64_t stride, int lanes,
+                          float *grad_channels)
+{
+    float adjoint[256 * W] __attribute__((aligned(64))), grad_a[256 * W] __attribute__((aligned(64)));
+    int row = states * W, sums = padded(states, W);
+    vf skip = *(const vf *)(w->skip + group * W), grad_skip = v_zero(), grad_bias = v_zero();
+    memset(adjoint, 0, sizeof(float) * (size_t)row);
+    memset(grad_a, 0, sizeof(float) * (size_t)row);
+    for (int from = (x->rows - 1) / STRETCH * STRETCH; from >= 0; from -= STRETCH) {
+        int to = from + STRETCH < x->rows ? from + STRETCH : x->rows;
+        memcpy(s->states, s->starts + from / STRETCH * row, sizeof(float) * (size_t)row);
+        for (int t = from; t < to; t++) {
+            vf step = v_load(s->step + t * W), u = v_load(s->u + t * W);
+            float *before = s->states + (t - from) * row;
+            recompute_row(states, w->decay + group * W, w->stride, step, step * u, x->b + t * x->bc_stride,
+                          x->c + t * x->bc_stride, before, before + row, s->decays + (t - from) * row);
+        }
+        for (int t = to - 1; t >= from; t--) {
+            row_gradients r = {.u = v_load(s->u + t * W), .step = v_load(s->step + t * W), .grad = v_load(s->grad + t * W)};
+            r.drive = r.step * r.u;
+            reverse_row(states, w->a + group * W, w->stride, &r, x->b + t * x->bc_stride, x->c + t * x->bc_stride,
+                        s->states + (t - from) * row, s->decays + (t - from) * row, adjoint, grad_a, s->grad_b, s->grad_c);
+            add_states(states, s->grad_b, partial_b + (int64_t)t * sums, set);
+            add_states(states, s->grad_c, partial_c + (int64_t)t * sums, set);
+            vf grad_raw = v_fma(r.drive_grad, r.u, r.step_grad) * v_load(s->slope + t * W);
+            v_store_n(grad_u + t * stride, v_fma(r.drive_grad, r.step, r.grad * skip), lanes);
+            v_store_n(grad_delta + t * stride, grad_raw, lanes);
+            grad_skip = v_fma(r.grad, r.u, grad_skip);
+            grad_bias += grad_raw;
+        }
+    }
+    for (int n = 0; n < states; n++)
+        v_store(grad_channels + n * w->stride, v_load(grad_a + n * W));
+    v_store(grad_channels + states * w->stride, grad_skip);
+    v_store(grad_channels + (states + 1) * w->stride, grad_bias);
+}
+
+static void backward_item(backward_job *b, int window, int group, backward_scratch *scratch)
+{
+    const ns_scan *s = b->job.scan;
+    const scan_weights *w = &b->job.weights;
+    int lanes = s->channels - group * W < W ? s->channels - group * W : W, sums = padded(s->states, W);
+    int64_t at = (int64_t)window * s->length * s->channels + group * W, bc = (int64_t)window * s->length * s->states;
+    int64_t part = ((int64_t)window * b->shared_groups + group % b->shared_groups) * s->length * sums;
+    float *grad_channels = b->partial_channels + (int64_t)window * (s->states + 2) * w->stride + group * W;
+    scan_rows rows = {.rows = s->length, .b = s->b + bc, .c = s->c + bc, .bc_stride = s->states};
+    int set = b->shared_groups > 1 || group == 0;
+    load_rows(s, b->to->grad_y, at, group, lanes, scratch);
+#define FOR_STATES(states)                                                                                                  \
+    do {                                                                                                                    \
+        if (s->z) {                                                                                                         \
+            forward_again(states, w, group, &rows, scratch);                                                                \
+            reverse_gate(s, b->to->grad_z, at, lanes, *(const vf *)(w->skip + group * W), scratch);                         \
+        } else                                                                                                              \
+            forward_again(states, w, group, &rows, scratch);                                                                \
+        reverse_group(states, w, group, &rows, scratch, b->partial_b + part, b->partial_c + part, set, b->to->grad_u + at, \
+                      b->to->grad_delta + at, s->channels, lanes, grad_channels);                                           \
+    } while (0)
+    if (s->states == 16)
+        FOR_STATES(16);
+    else
+        FOR_STATES(s->states);
+#undef FOR_STATES
+}
+
+static void sum_over_groups(const backward_job *b, int window)
+{
+    const ns_scan *s = b->job.scan;
+    int sums = padded(s->states, W);
+    for (int t = 0; t < s->length; t++)
+        for (int n = 0; n < s->states; n++) {
+            int64_t at = ((int64_t)window * b->shared_groups * s->length + t) * sums + n, out = ((int64_t)window * s->length + t) * s->states + n;
+            float grad_b = b->partial_b[at], grad_c = b->partial_c[at];
+            for (int g = 1; g < b->shared_groups; g++) {
+                grad_b += b->partial_b[at + (int64_t)g * s->length * sums];
+                grad_c += b->partial_c[at + (int64_t)g * s->length * sums];
+            }
+            b->to->grad_b[out] = grad_b, b->to->grad_c[out] = grad_c;
+        }
+}
+
+/* dA, dD and d delta_bias of one row of (states + 2) */
+static void sum_over_windows(const backward_job *b, int row)
+{
+    const ns_scan *s = b->job.scan;
+    for (int c = 0; c < s->channels; c++) {
+        double sum = 0;
+        for (int window = 0; window < s->batch; window++)
+            sum += b->partial_channels[((int64_t)window * (s->states + 2) + row) * b->job.weights.stride + c];
+        if (row < s->states)
+            b->to->grad_a[(int64_t)c * s->states + row] = (float)sum;
+        else if (row == s->states)
+            b->to->grad_skip[c] = (float)sum;
+        else if (b->to->grad_delta_bias)
+            b->to->grad_delta_bias[c] = (float)sum;
+    }
+}
+
+static void backward_task(void *context, int member, int members)
+{
+    backward_job *b = context;
+    const ns_scan *s = b->job.scan;
+    backward_scratch scratch;
+    static float origin[1];
+    size_t size = (size_t)(lay_out_backward(s->length, s->states, &scratch, origin) - origin);
+    float *memory = team_scratch(member, sizeof(float) * size);
+    int item, split = b->shared_groups > 1;
+    if (!memory)
+        atomic_store(&b->job.failed, 1);
+    else
+        lay_out_backward(s->length, s->states, &scratch, memory);
+    team_barrier(members);
+    if (atomic_load(&b->job.failed))
+        return;
+    while ((item = work_take(&b->job.work, s->batch * b->shared_groups)) >= 0)
+        for (int group = split ? item % b->groups : 0; group < (split ? item % b->groups + 1 : b->groups); group++)
+            backward_item(b, split ? item / b->groups : item, group, &scratch);
+    team_barrier(members);
+    while ((item = work_take(&b->reduce, s->batch + s->states + 2)) >= 0)
+        if (item < s->batch)
+            sum_over_groups(b, item);
+        else
+            sum_over_windows(b, item - s->batch);
+}
+
+static int scan_backward(const ns_scan *scan, const ns_scan_gradients *to, int32_t threads)
+{
+    backward_job b = {.job = {.scan = scan}, .to = to, .groups = groups_in(scan->channels)};
+    b.shared_groups = scan->batch < 4 * threads ? b.groups : 1;
+    size_t parts = (size_t)scan->batch * (size_t)b.shared_groups * (size_t)scan->length * (size_t)padded(scan->states, W);
+    int done = scan_pack(&b.job.weights, scan->a, scan->skip, scan->channels, scan->states);
+    b.partial_b = aligned_floats(parts), b.partial_c = aligned_floats(parts);
+    b.partial_channels = aligned_floats((size_t)scan->batch * (size_t)(scan->states + 2) * (size_t)b.job.weights.stride);
+    done = done && b.partial_b && b.partial_c && b.partial_channels;
+    if (done)
+        team_run(threads, backward_task, &b);
+    scan_free(&b.job.weights);
+    free(b.partial_b), free(b.partial_c), free(b.partial_channels);
+    return !done || atomic_load(&b.job.failed) ? -1 : 0;
+}
+
 #endif

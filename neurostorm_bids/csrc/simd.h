@@ -88,4 +88,44 @@ INLINE float v_sum(vf x)
 }
 #endif
 
+/* Lane i of the result is the sum over the lanes of x[i], for W vectors: a transposition that adds on its way. */
+#ifdef __clang__
+INLINE vf v_sums(const vf *x)
+{
+    vf out = v_zero();
+    for (int i = 0; i < W; i++)
+        out[i] = v_sum(x[i]);
+    return out;
+}
+#else
+/* lanes with bit `step` clear get a pair of a's lanes summed, the others one of b's */
+INLINE vf v_fold(vf a, vf b, const int step)
+{
+#if W == 16
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif W == 8
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+    const vi lane = {0, 1, 2, 3};
+#endif
+    const vi from_b = ((lane & step) != 0) & W;
+    return __builtin_shuffle(a, b, lane + from_b) + __builtin_shuffle(a, b, (lane ^ step) + from_b);
+}
+
+INLINE vf v_sums(const vf *x)
+{
+    vf level[W];
+    UNROLL(16)
+    for (int i = 0; i < W; i++)
+        level[i] = x[i];
+    UNROLL(4)
+    for (int step = 1; step < W; step *= 2) {
+        UNROLL(8)
+        for (int i = 0; i < W / 2 / step; i++)
+            level[i] = v_fold(level[2 * i], level[2 * i + 1], step);
+    }
+    return level[0];
+}
+#endif
+
 #endif

@@ -6,21 +6,22 @@ cache (csrc/block.h). Weights are packed for them on first use and again when th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from neurostorm_bids.model.scan import Backend
 from neurostorm_bids.model.scan.cpu_library import (
     BlockWeights,
     Kernels,
     LinearWeights,
-    Packed,
     Patches,
     ScanArguments,
+    ScanGradients,
     Windows,
     default_isa,
 )
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from neurostorm_bids.model.encoder import Block, Encoder, PositionEmbedding
 
 T = TypeVar("T")
+INPUTS = ("u", "delta", "a", "b", "c", "skip", "z", "delta_bias")  # of the scan, in the order of `selective_scan`
+GRADIENTS = tuple(f"grad_{name}" for name in INPUTS)
 MOST_STATES = 256  # of csrc/scan.h
 
 
@@ -62,20 +65,7 @@ class Compiled:
         if A.dtype != torch.float32 or A.shape[1] > MOST_STATES:
             return VECTORISED.scan(u, delta, A, B, C, D, z=z, delta_bias=delta_bias)
         inputs = [None if tensor is None else tensor.float() for tensor in (u, delta, A, B, C, D, z, delta_bias)]
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-            return VECTORISED.scan(u, delta, A, B, C, D, z=z, delta_bias=delta_bias)
-        return self._scan_forward(*(None if tensor is None else tensor.contiguous() for tensor in inputs))
-
-    def _scan_forward(self, u, delta, A, B, C, D, z, delta_bias) -> Tensor:
-        y = torch.empty_like(u)  # (w, l, d)
-        w, l, d = u.shape
-        self.kernels.scan_forward(
-            ScanArguments(
-                batch=w, length=l, channels=d, states=A.shape[1],
-                u=u, delta=delta, a=A, b=B, c=C, skip=D, z=z, delta_bias=delta_bias, y=y,
-            )
-        )  # fmt: skip
-        return y
+        return _CompiledScan.apply(self.kernels, *inputs)
 
     @torch.no_grad()
     def block(self, block: Block, x: Tensor) -> Tensor:
@@ -142,6 +132,37 @@ class Compiled:
         if known is None or known[0] != state:
             known = self._packed[module] = (state, build())
         return known[1]
+
+
+class _CompiledScan(torch.autograd.Function):
+    """Keeps only its inputs; the kernel computes the states again in the backward."""
+
+    @staticmethod
+    def forward(ctx, kernels: Kernels, *inputs: Tensor | None) -> Tensor:
+        contiguous = [None if tensor is None else tensor.contiguous() for tensor in inputs]
+        ctx.save_for_backward(*contiguous)
+        ctx.kernels = kernels
+        y = torch.empty_like(contiguous[0])  # (w, l, d)
+        kernels.scan_forward(_scan_arguments(contiguous, y))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        make = torch.empty_like if grad_y.numel() else torch.zeros_like
+        grads = [None if tensor is None else make(tensor) for tensor in inputs]
+        if grad_y.numel():
+            gradients = ScanGradients(grad_y=grad_y.contiguous(), **dict(zip(GRADIENTS, grads, strict=True)))
+            ctx.kernels.scan_backward(_scan_arguments(inputs, grad_y), gradients)
+        return None, *grads
+
+
+def _scan_arguments(inputs: Sequence[Tensor | None], y: Tensor) -> ScanArguments:
+    windows, length, channels = y.shape
+    tensors = dict(zip(INPUTS, inputs, strict=True))
+    y = y if y.is_contiguous() else None
+    return ScanArguments(batch=windows, length=length, channels=channels, states=inputs[2].shape[1], y=y, **tensors)
 
 
 def _serves(module: nn.Module, x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The compiled kernels as ctypes sees them: where the library lies, its structures and its functions (csrc/neurostorm.h)."""
+"""The compiled kernels as ctypes sees them: the library, its structures and its functions (csrc/neurostorm.h)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,12 @@ class ScanArguments(_Structure):
     _fields_ = (*_ints("batch length channels states"), *_pointers("u delta a b c skip z delta_bias y"))
 
 
+class ScanGradients(_Structure):
+    """ns_scan_gradients"""
+
+    _fields_ = tuple(_pointers("grad_y grad_u grad_delta grad_a grad_b grad_c grad_skip grad_z grad_delta_bias"))
+
+
 class _Functions(ctypes.Structure):
     """ns_kernels"""
 
@@ -88,6 +94,7 @@ class _Functions(ctypes.Structure):
         ("patch_embed", ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(Patches), *[c_void_p] * 4, c_int32)),
         ("merge", ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(_Size4), *[c_void_p] * 4, c_int32)),
         ("scan_forward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), c_int32)),
+        ("scan_backward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), POINTER(ScanGradients), c_int32)),
     )
 
 
@@ -149,6 +156,10 @@ class Kernels:
     def scan_forward(self, arguments: ScanArguments) -> None:
         """The scan alone."""
         _check(self._functions.scan_forward(arguments, threads()))
+
+    def scan_backward(self, arguments: ScanArguments, gradients: ScanGradients) -> None:
+        """Gradients of the scan's inputs."""
+        _check(self._functions.scan_backward(arguments, gradients, threads()))
 
 
 @cache
