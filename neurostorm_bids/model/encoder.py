@@ -6,8 +6,8 @@ of the reference's checkpoints, whose state dict therefore loads as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,69 @@ from torch.utils.checkpoint import checkpoint
 
 from neurostorm_bids.errors import ClipsInvalid
 from neurostorm_bids.model.config import EncoderConfig
+from neurostorm_bids.model.draws import Keys
 from neurostorm_bids.model.mamba import Mamba
 from neurostorm_bids.model.scan import Backend, load_backend, resolve_backend
 from neurostorm_bids.model.strd import RedundancyDropout
 from neurostorm_bids.model.windows import Size, WindowLayout, sizes_of
 
-Keys = Sequence[int]
+
+class Backbone(nn.Module):
+    """Patch embedding, then stages of window blocks with patch merging between them: what all models share.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+    strd : RedundancyDropout, optional
+        Spatiotemporal redundancy dropout in every block, active in training only.
+
+    Raises
+    ------
+    ValueError
+        For a configuration that describes no encoder.
+    """
+
+    def __init__(self, config: EncoderConfig, strd: RedundancyDropout | None = None) -> None:
+        super().__init__()
+        check_config(config)
+        self.config, self.backend = config, "auto"
+        self.patch_embed = PatchEmbedding(config)
+        self.pos_embeds = nn.ModuleList(
+            PositionEmbedding(stage_channels(config, stage), grid, config.img_size[3])
+            for stage, grid in enumerate(stage_grids(config))
+        )
+        self.layers = nn.ModuleList(Stage(config, stage, strd) for stage in range(len(config.depths)))
+
+    def encode_tokens(self, tokens: Tensor, keys: Keys | None = None) -> Tensor:
+        """All stages, from patch embeddings on.  # (n, x, y, z, t, c) -> (n, x, y, z, t, c) of the last stage"""
+        for embed, stage in zip(self.pos_embeds, self.layers, strict=True):
+            tokens = stage(embed(tokens), keys)
+        return tokens
+
+    def use_backend(self, name: str) -> Self:
+        """Choose the scan backend of every layer; returns the model.
+
+        Raises
+        ------
+        BackendUnavailable
+        """
+        if name != "auto":
+            load_backend(name)
+        for module in self.modules():
+            if isinstance(module, Backbone | Block | Mamba):
+                module.backend = name
+        return self
+
+    def checkpoint_blocks(self, enabled: bool = True) -> Self:
+        """Keep only the input of each block for the backward and compute the rest again; returns the model."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.checkpointed = enabled
+        return self
 
 
-class Encoder(nn.Module):
-    """Patch embedding, then stages of window blocks with patch merging between them.
+class Encoder(Backbone):
+    """The encoder: clips in, features of the last stage out.
 
     Parameters
     ----------
@@ -41,6 +94,7 @@ class Encoder(nn.Module):
     ------
     ValueError
         For a configuration that describes no encoder.
+    BackendUnavailable
     """
 
     def __init__(
@@ -51,15 +105,7 @@ class Encoder(nn.Module):
         strd: RedundancyDropout | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        check_config(config)
-        self.config, self.backend = config, backend
-        self.patch_embed = PatchEmbedding(config)
-        self.pos_embeds = nn.ModuleList(
-            PositionEmbedding(stage_channels(config, stage), grid, config.img_size[3])
-            for stage, grid in enumerate(stage_grids(config))
-        )
-        self.layers = nn.ModuleList(Stage(config, stage, strd) for stage in range(len(config.depths)))
+        super().__init__(config, strd)
         self.use_backend(backend)
         initialise(self, generator)
 
@@ -70,8 +116,8 @@ class Encoder(nn.Module):
         ----------
         clips : Tensor
             (n, ch, X, Y, Z, T); T may be shorter than the model's.
-        keys : sequence of int, optional
-            One a clip: what its random draws in training depend on, beside the place in the model. Without them
+        keys : sequence, optional
+            One a clip, on which its random draws in training depend (`neurostorm_bids.model.draws`). Without them
             torch's own generator is used.
 
         Returns
@@ -92,34 +138,7 @@ class Encoder(nn.Module):
 
     def compute(self, clips: Tensor, keys: Keys | None = None) -> Tensor:
         """The forward pass stage by stage, whatever the backend.  # (n, ch, X, Y, Z, T) -> (n, c, x, y, z, t)"""
-        return self.encode_tokens(self.patch_embed(clips), keys)
-
-    def encode_tokens(self, tokens: Tensor, keys: Keys | None = None) -> Tensor:
-        """All stages, from patch embeddings on.  # (n, x, y, z, t, c) -> (n, c, x, y, z, t)"""
-        for embed, stage in zip(self.pos_embeds, self.layers, strict=True):
-            tokens = stage(embed(tokens), keys)
-        return tokens.movedim(-1, 1)
-
-    def use_backend(self, name: str) -> Encoder:
-        """Choose the scan backend of every layer; returns the encoder.
-
-        Raises
-        ------
-        BackendUnavailable
-        """
-        if name != "auto":
-            load_backend(name)
-        for module in self.modules():
-            if isinstance(module, Encoder | Block | Mamba):
-                module.backend = name
-        return self
-
-    def checkpoint_blocks(self, enabled: bool = True) -> Encoder:
-        """Keep only the input of each block for the backward and compute the rest again; returns the encoder."""
-        for module in self.modules():
-            if isinstance(module, Blocks):
-                module.checkpointed = enabled
-        return self
+        return self.encode_tokens(self.patch_embed(clips), keys).movedim(-1, 1).contiguous()
 
 
 class PatchEmbedding(nn.Module):
@@ -340,7 +359,7 @@ def in_inference(module: nn.Module) -> bool:
     return not (module.training or torch.is_grad_enabled())
 
 
-def backend_of(module: Encoder | Block, x: Tensor) -> Backend:
+def backend_of(module: Backbone | Block, x: Tensor) -> Backend:
     """The backend that a module's choice means on the device of its input."""
     return load_backend(resolve_backend(module.backend, x.device))
 

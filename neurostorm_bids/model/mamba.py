@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,11 @@ class Mamba(nn.Module):
 
         Shifted sums, since torch's depthwise convolution wants channels first and would transpose twice.
         """
-        taps = self.conv1d.weight[:, 0].t()  # (d_conv, d)
+        taps = self.conv1d.weight[:, 0].t().contiguous()  # (d_conv, d)
         padded = F.pad(u, (0, 0, len(taps) - 1, 0))  # (w, d_conv - 1 + l, d)
-        out = self.conv1d.bias
-        for shift, tap in enumerate(taps):
-            out = torch.addcmul(out, padded[:, shift : shift + u.shape[1]], tap)
+        out = torch.addcmul(cast(Tensor, self.conv1d.bias), padded[:, : u.shape[1]], taps[0])
+        for shift, tap in enumerate(taps[1:], start=1):
+            out.addcmul_(padded[:, shift : shift + u.shape[1]], tap)
         return out
 
     @torch.no_grad()
@@ -65,11 +66,9 @@ class Mamba(nn.Module):
         """Fresh weights (section 3.6 of the paper): steps log-uniform, A = -1 .. -s, D = 1, small linear layers."""
         for linear in (self.in_proj, self.x_proj, self.out_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02, generator=generator)
-        for parameter in (self.conv1d.weight, self.conv1d.bias):
-            parameter.uniform_(
-                -(self.conv1d.kernel_size[0] ** -0.5), self.conv1d.kernel_size[0] ** -0.5, generator=generator
-            )
-        self.dt_proj.weight.uniform_(-(self.rank**-0.5), self.rank**-0.5, generator=generator)
+        for layer, inputs in ((self.conv1d, self.conv1d.kernel_size[0]), (self.dt_proj, self.rank)):
+            layer.weight.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+        cast(Tensor, self.conv1d.bias).zero_()
         low, high = math.log(SMALLEST_STEP), math.log(LARGEST_STEP)
         step = self.dt_proj.bias.uniform_(low, high, generator=generator).exp().clamp(min=STEP_FLOOR)
         self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus

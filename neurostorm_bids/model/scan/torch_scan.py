@@ -37,7 +37,7 @@ def _scan_with(recurrence: Recurrence) -> Scan:
         # A decays as exp(step A) over hundreds of steps: half precision inputs are scanned in A's precision
         u, delta, B, C = (tensor.to(A.dtype) for tensor in (u, delta, B, C))
         step = F.softplus(delta if delta_bias is None else delta + delta_bias)  # (w, l, d)
-        y = recurrence(step, u, A, B, C) + u * D  # (w, l, d)
+        y = torch.addcmul(recurrence(step, u, A, B, C), u, D)  # (w, l, d)
         return y if z is None else y * F.silu(z)
 
     return scan
@@ -59,7 +59,7 @@ def vectorised(step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tens
     """The same recurrence over all windows, states and channels at once, in place, in cache.
 
     No state but the current one is ever in memory, and no exponential but exp(step A) <= 1 is taken, so nothing
-    overflows at any length (a scan by cumulative sums would take exp of their differences' parts).
+    overflows at any length (a scan by cumulative sums would divide by exponentials that vanish).
     """
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (step, u, A, B, C)):
         return _Vectorised.apply(step, u, A, B, C)
@@ -71,20 +71,19 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Outputs (w, l, d), and if kept the state (w, s, d) before every chunk."""
     windows, length, channels = u.shape
-    rates = A.t()  # (s, d)
+    rates = A.t().contiguous()  # (s, d)
     steps, drives, Bs, Cs = map(_token_first, (step, step * u, B, C))  # (l, w, d | s)
-    state = u.new_zeros(
-        windows, len(rates), channels
-    )  # (w, s, d): channels last, so that every pass is over contiguous rows
+    state = u.new_zeros(windows, len(rates), channels)  # (w, s, d): channels last, each pass is over contiguous rows
     decay = torch.empty_like(state)
     y = u.new_empty(length, windows, 1, channels)
     starts = []
-    for token in range(length):
+    per_token = steps.unsqueeze(2), drives.unsqueeze(2), Bs.unsqueeze(3), Cs.unsqueeze(2), y
+    for token, (step_t, drive_t, B_t, C_t, y_t) in enumerate(zip(*per_token, strict=True)):
         if keep and token % CHUNK == 0:
             starts.append(state.clone())
-        torch.mul(steps[token].unsqueeze(1), rates, out=decay).exp_()
-        state.mul_(decay).addcmul_(drives[token].unsqueeze(1), Bs[token].unsqueeze(2))
-        torch.bmm(Cs[token].unsqueeze(1), state, out=y[token])
+        torch.mul(step_t, rates, out=decay).exp_()
+        state.mul_(decay).addcmul_(drive_t, B_t)
+        torch.bmm(C_t, state, out=y_t)
     return y.squeeze(2).transpose(0, 1), starts
 
 
@@ -112,7 +111,7 @@ def _backward(
     grad_y: Tensor, step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: list[Tensor]
 ) -> tuple[Tensor, ...]:
     """Gradients of step, u, A, B, C by the adjoint recurrence, chunk by chunk from the end."""
-    rates = A.t()  # (s, d)
+    rates = A.t().contiguous()  # (s, d)
     steps, us, Bs, Cs, grad_ys = map(_token_first, (step, u, B, C, grad_y))  # (l, w, d | s)
     drives = steps * us  # (l, w, d)
     grad_steps, grad_drives, grad_Bs, grad_Cs = map(torch.empty_like, (steps, drives, Bs, Cs))
