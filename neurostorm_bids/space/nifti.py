@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 from isal import igzip, isal_zlib
-from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti1 import Nifti1Header, data_type_codes
 from nibabel.nifti2 import Nifti2Header
 
 from neurostorm_bids.errors import DataTypeUnsupported, ImageUnreadable, NotABoldSeries, SurfaceData
@@ -70,7 +70,8 @@ class NiftiFile:
         stored = np.frombuffer(raw, dtype=self.dtype)
         if (self.slope, self.intercept) != (1.0, 0.0):
             stored = stored * self.slope + self.intercept  # float64, as nibabel scales
-        return stored.astype(np.float32).reshape(self.shape[:3], order="F")
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused where it matters
+            return stored.astype(np.float32).reshape(self.shape[:3], order="F")
 
 
 def open_nifti(path: Path) -> NiftiFile:
@@ -188,13 +189,11 @@ def _dtype(header: Nifti1Header, path: Path) -> np.dtype:
         raise DataTypeUnsupported(f"the header names an unknown data type ({header['datatype']})", file=path) from None
     if dtype.kind not in REAL_KINDS or dtype.itemsize > 8:
         raise DataTypeUnsupported(
-            f"the voxels are {_type_name(dtype)}", file=path, expected="integers or floats of 8 to 64 bits"
+            f"the voxels are {data_type_codes.label[int(header['datatype'])]}",
+            file=path,
+            expected="integers or floats of 8 to 64 bits",
         )
     return dtype
-
-
-def _type_name(dtype: np.dtype) -> str:
-    return "RGB colours" if dtype.fields else str(dtype)
 
 
 def _scaling(header: Nifti1Header, path: Path) -> tuple[float, float]:
