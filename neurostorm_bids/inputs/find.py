@@ -17,7 +17,7 @@ from neurostorm_bids.errors import (
     UsageError,
 )
 from neurostorm_bids.inputs import fmriprep
-from neurostorm_bids.inputs.datasets import Scope, locate
+from neurostorm_bids.inputs.datasets import Scope
 from neurostorm_bids.inputs.queries import make_queries
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source
@@ -73,14 +73,14 @@ def find_runs(settings: Settings, work_dir: Path | None = None) -> Selection:
         When runs are there and none can be used; the message tells the faults of all.
     """
     reader = _reader(settings.input_type)
-    scope = locate(settings.bids_dir, settings.derivatives)
+    scope = reader.locate(settings.bids_dir, settings.derivatives)
     _check_database(settings, scope)
-    if scope.raw is not None and scope.raw.root == settings.bids_dir and not settings.skip_bids_validation:
-        validate_raw(scope.raw.root)
+    is_raw = scope.raw is not None and scope.raw.root == settings.bids_dir
+    complaints = validate_raw(settings.bids_dir) if is_raw and not settings.skip_bids_validation else []
     request = make_request(settings, scope)
     participants, warnings = _participants(settings, scope, reader)
     found = [_read(reader, participant, request) for participant in participants]
-    return _selection(settings, scope, found, warnings)
+    return _selection(settings, scope, found, [*complaints, *warnings])
 
 
 def _read(reader: Reader, participant: str, request: Request) -> Found:
@@ -133,7 +133,7 @@ def _check_database(settings: Settings, scope: Scope) -> None:
 def _participants(settings: Settings, scope: Scope, reader: Reader) -> tuple[list[str], list[str]]:
     roots = [dataset.root for dataset in scope.derivatives]
     labels = [label.removeprefix("sub-") for label in settings.participant_label]
-    asked = [label for label in dict.fromkeys(labels) if any((root / f"sub-{label}").is_dir() for root in roots)]
+    asked = [label for label in dict.fromkeys(labels) if any(reader.folder(root, label).is_dir() for root in roots)]
     if labels and asked:
         absent = [label for label in dict.fromkeys(labels) if label not in asked]
         return sorted(asked), [_absent("participant", absent, roots)] if absent else []

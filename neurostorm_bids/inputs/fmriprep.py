@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.inputs.datasets import locate
 from neurostorm_bids.inputs.explain import all_faulty, no_functional_files, no_volume
 from neurostorm_bids.inputs.groups import Group, grouped, is_concatenation, run_entities, short_names
 from neurostorm_bids.inputs.images import Images, asked, images_of, nearest
@@ -16,7 +17,7 @@ from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, merged, repetition_time, start_time
 from neurostorm_bids.inputs.transforms import anatomical, transforms_of
-from neurostorm_bids.inputs.tree import File, participant_files, participants_of
+from neurostorm_bids.inputs.tree import File, participant_files, participant_folder, participants_of
 
 INVERTED_REFERENCES = "23.2.0"
 WARN_INVERTED = (
@@ -39,7 +40,7 @@ def read_participant(participant: str, request: Request) -> Found:
     """Runs of one participant in all datasets of the scope, one ``BoldRun`` a scanner run."""
     person = _gather(participant, request)
     if not person.func:
-        folders = [dataset.root / f"sub-{participant}" for dataset in request.scope.derivatives]
+        folders = [participant_folder(dataset.root, participant) for dataset in request.scope.derivatives]
         return Found(rejected=() if request.is_narrowed else (no_functional_files(participant, folders),))
     runs: list[BoldRun] = []
     rejected: list[NeurostormError] = []
@@ -202,4 +203,4 @@ def _events(group: Group, first: File, request: Request) -> Path | None:
     return next((path for path in (*raw, *own) if fault_of(path) is None), None)
 
 
-READER = Reader(participants_of, read_participant)
+READER = Reader(locate, participants_of, participant_folder, read_participant)

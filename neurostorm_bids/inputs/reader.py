@@ -47,8 +47,19 @@ class Found:
 class Reader:
     """One pipeline's way of laying out participants.
 
-    ``participants(root)`` lists the labels of a dataset; ``read(participant, request)`` finds the runs of one.
+    Attributes
+    ----------
+    locate : callable
+        ``locate(bids_dir, derivatives)``: the datasets to search.
+    participants : callable
+        ``participants(root)``: all labels of a dataset, sorted.
+    folder : callable
+        ``folder(root, participant)``: where a participant lies, so that one can be asked for without listing all.
+    read : callable
+        ``read(participant, request)``: the runs of one participant.
     """
 
+    locate: Callable[[Path, tuple[tuple[str, Path], ...]], Scope]
     participants: Callable[[Path], list[str]]
+    folder: Callable[[Path, str], Path]
     read: Callable[[str, Request], Found]

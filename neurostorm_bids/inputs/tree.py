@@ -33,6 +33,11 @@ def participants_of(root: Path) -> list[str]:
         return sorted(e.name.removeprefix("sub-") for e in entries if e.name.startswith("sub-") and e.is_dir())
 
 
+def participant_folder(root: Path, participant: str) -> Path:
+    """Where the files of one participant lie."""
+    return root / f"sub-{participant}"
+
+
 def participant_files(root: Path, participant: str, rank: int = 0, database_dir: Path | None = None) -> list[File]:
     """Files of one participant that some query could ask for.
 
@@ -44,7 +49,7 @@ def participant_files(root: Path, participant: str, rank: int = 0, database_dir:
     DatabaseUnusable
         When a PyBIDS index is asked for and cannot be used.
     """
-    top = root / f"sub-{participant}"
+    top = participant_folder(root, participant)
     found = _walked(top) if database_dir is None else _indexed(root, participant, database_dir)
     return [
         File(f"{top}/{folder}/{name}", parse_name(name, folder.rpartition("/")[2]), rank)
@@ -69,7 +74,7 @@ def _walked(top: Path) -> Iterator[tuple[str, str]]:
 
 
 def _indexed(root: Path, participant: str, database_dir: Path) -> Iterator[tuple[str, str]]:
-    top = f"{root / f'sub-{participant}'}/"
+    top = f"{participant_folder(root, participant)}/"
     for path in indexed_paths(root, participant, database_dir):
         folder, _, name = path.removeprefix(top).rpartition("/")
         yield folder, name

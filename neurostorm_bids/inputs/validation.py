@@ -14,15 +14,19 @@ from neurostorm_bids.errors import DatasetInvalid, ValidatorMissing
 
 VALIDATOR = "bids-validator-deno"
 SHOWN = 3
-# raw images are not read here: an image that was not fetched, or is a placeholder, stops nothing
-ABOUT_IMAGE_CONTENT = frozenset({"EMPTY_FILE", "NIFTI_HEADER_UNREADABLE", "FILE_READ"})
+EMPTY = "EMPTY_FILE"
 IMAGES = (".nii", ".nii.gz")
 
 Issue = Mapping[str, Any]
 
 
-def validate_raw(root: Path) -> None:
+def validate_raw(root: Path) -> list[str]:
     """Run the BIDS validator on a raw dataset.
+
+    Returns
+    -------
+    list of str
+        Warnings. Empty images are among them: raw images are not read here, so that a placeholder stops nothing.
 
     Raises
     ------
@@ -31,7 +35,9 @@ def validate_raw(root: Path) -> None:
     ValidatorMissing
         When it cannot be started or answers nothing that can be read.
     """
-    issues = [issue for issue in _issues(root) if issue.get("severity") == "error" and not _about_content(issue)]
+    errors = [issue for issue in _issues(root) if issue.get("severity") == "error"]
+    empty = [str(issue["location"]) for issue in errors if _is_empty_image(issue)]
+    issues = [issue for issue in errors if not _is_empty_image(issue)]
     if issues:
         more = f" and {len(issues) - SHOWN} more" if len(issues) > SHOWN else ""
         raise DatasetInvalid(
@@ -39,6 +45,7 @@ def validate_raw(root: Path) -> None:
             file=root,
             remedy="Mend these, list files that are not BIDS in .bidsignore, or pass --skip-bids-validation",
         )
+    return [f"{root}: {len(empty)} raw images are empty, such as {empty[0]}"] if empty else []
 
 
 def _issues(root: Path) -> Sequence[Issue]:
@@ -64,8 +71,8 @@ def _executable() -> str:
     return found
 
 
-def _about_content(issue: Issue) -> bool:
-    return issue["code"] in ABOUT_IMAGE_CONTENT and str(issue.get("location", "")).endswith(IMAGES)
+def _is_empty_image(issue: Issue) -> bool:
+    return issue["code"] == EMPTY and str(issue.get("location", "")).endswith(IMAGES)
 
 
 def _told(issue: Issue) -> str:
