@@ -45,7 +45,7 @@ def read_participants(dataset: Path) -> pd.DataFrame:
     path = dataset / "participants.tsv" if dataset.is_dir() else dataset
     columns = read_columns(path, ParticipantsUnusable, REMEDY)
     if ID not in columns:
-        raise _unusable(path, f"has no column {ID}", f"found {', '.join(list(columns)[:SHOWN])}")
+        raise _unusable(path, f"has no column {ID}", f"it beside {', '.join(list(columns)[:SHOWN])}")
     labels = _labels(path, columns[ID])
     described = describe_columns(path.with_suffix(".json"))
     values = {name: _values(column, described.get(name, {})) for name, column in columns.items() if name != ID}

@@ -35,9 +35,11 @@ def read_columns(path: Path, error: type[NeurostormError], remedy: str) -> Colum
         raise error(fault.fault, file=path, expected=fault.expected, remedy=fault.remedy or remedy)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+            rows = [row or [""] for row in csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
     except (UnicodeDecodeError, csv.Error) as problem:
         raise not_a_table(path, f"is no table: {problem}", error, remedy) from None
+    while rows and rows[-1] == [""]:  # blank lines at the end are the work of editors
+        rows.pop()
     heading, body = ([name.strip() for name in rows[0]], rows[1:]) if rows else ([], [])
     if not body:
         raise not_a_table(path, "has no rows", error, remedy)
