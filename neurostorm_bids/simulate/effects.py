@@ -189,9 +189,12 @@ class Simulation:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Simulation:
         """The plan that `as_json` gave."""
-        effects = {
+        effects: dict[str, Any] = {
             name: Expression(**value) if isinstance(value, dict) else value
             for name, value in content["effects"].items()
         }
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-        return cls(**{**plain, "effects": EffectSizes(**effects), "levels": Levels(**content["levels"])})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        plain |= {"effects": EffectSizes(**effects), "levels": Levels(**content["levels"])}
+        return cls(**plain)
