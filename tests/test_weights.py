@@ -44,6 +44,7 @@ from neurostorm_bids.model.predict import class_probabilities, joined, predict, 
 from neurostorm_bids.model.weights import (
     check_scalers,
     convert_checkpoint,
+    least_weights,
     verify_model,
 )
 from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
@@ -293,6 +294,20 @@ def test_missing_unexpected_and_misshapen_weights_are_all_named(tmp_path: Path):
 def test_another_architecture_with_the_same_keys_is_refused(tmp_path: Path):
     with pytest.raises(WeightsMismatch, match="of another shape"):
         load_model(checkpoint(tmp_path / "a.ckpt", embed_dim=12), device="cpu")
+
+
+def test_an_architecture_far_larger_than_the_file_is_refused_before_it_is_built(tmp_path: Path):
+    huge = {"depths": [64] * 8, "embed_dim": 32}
+    with pytest.raises(WeightsMismatch, match=r"holds \d+ numbers. expected the 2\d{10} or more"):
+        load_model(checkpoint(tmp_path / "a.ckpt", **huge), device="cpu")
+    with pytest.raises(ModelFolderInvalid, match="expected at most 4096 channels in the last"):
+        load_model(checkpoint(tmp_path / "b.ckpt", **huge | {"embed_dim": 1024}), device="cpu")
+
+
+@pytest.mark.parametrize("config", [CONFIG, EncoderConfig(), EncoderConfig(in_chans=2, mlp_ratio=0.5, expand=1)])
+def test_the_least_size_of_an_encoder_is_no_more_than_its_size(config: EncoderConfig):
+    size = sum(p.numel() for p in Encoder(config).parameters())
+    assert 0.5 * size < least_weights(config) <= size
 
 
 def test_decoder_weights_and_the_atlas_buffer_are_recognised(tmp_path: Path):

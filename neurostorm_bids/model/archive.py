@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 MAX_CHECKPOINT_BYTES = 8 * 2**30
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_ARCHIVE_MEMBERS = 200_000
+# what an interpreter of pickles, written in Python, may stumble over in a malformed one
+_MALFORMED = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError),
+    *(RuntimeError, TypeError, ValueError, struct.error),
+)
 _COPY_AGAIN = "copy or fetch the file again"
 
 
@@ -124,8 +130,8 @@ def read_archive(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(stand_ins):
             values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
-        raise _unsafe(path, _first_line(error)) from error
-    except (RuntimeError, ValueError, TypeError, KeyError, EOFError, IndexError, AttributeError, MemoryError) as error:
+        raise _refused(path, error) from error
+    except _MALFORMED as error:
         raise _unreadable(path, f"cannot be read as a checkpoint ({_first_line(error)})") from error
     if not isinstance(values, dict):
         raise _unreadable(path, f"holds a {type(values).__name__}, not a dictionary")
@@ -138,6 +144,13 @@ def _is_harmless(name: str) -> bool:
 
 def _stand_in(name: str) -> Callable[..., Any]:
     return _STAND_INS[name] if name in _STAND_INS else type(name.rsplit(".", 1)[-1], (_Inert,), {})
+
+
+def _refused(path: Path, error: UnpicklingError) -> ModelFileUnreadable | UnsafeCheckpoint:
+    if "nsupported operand" in str(error):
+        fault = f"is a pickle of a kind that is not read without running it ({_first_line(error)})"
+        return _unreadable(path, fault)
+    return _unsafe(path, _first_line(error))
 
 
 def _unsafe(path: Path, what: str) -> UnsafeCheckpoint:
@@ -162,8 +175,8 @@ def _foreign_names(path: Path) -> list[str]:
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except UnpicklingError as error:
-        raise _unsafe(path, _first_line(error)) from error
-    except (RuntimeError, ValueError, EOFError, IndexError, UnicodeDecodeError) as error:
+        raise _refused(path, error) from error
+    except _MALFORMED as error:
         raise _unreadable(path, f"cannot be read as a checkpoint ({_first_line(error)})") from error
 
 

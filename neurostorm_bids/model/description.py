@@ -24,6 +24,7 @@ FORMAT = "neurostorm-model"
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 4_000_000
+MAX_CHANNELS = 4096
 NORMALISATIONS = ("run-zscore",)
 BACKGROUNDS = ("minimum",)
 INPUT_FIELDS = ("grid", "t_r_s", "clip_frames", "normalisation", "background")
@@ -172,9 +173,9 @@ class Entries:
 
     def fault(self, what: str, expected: str | None = None) -> ModelFolderInvalid:
         """The error to raise for an impossible entry."""
-        return ModelFolderInvalid(
-            what, file=self.file, expected=expected, remedy="write the folder again with neurostorm-models convert"
-        )
+        folder = self.file is not None and self.file.name == "model.json"
+        remedy = "write the folder again with neurostorm-models convert" if folder else None
+        return ModelFolderInvalid(what, file=self.file, expected=expected, remedy=remedy)
 
     def only(self, *known: str) -> None:
         """Refuse entries that this version does not know."""
@@ -363,10 +364,9 @@ def architecture_from_json(entries: Entries) -> EncoderConfig:
         mlp_ratio=entries.number("mlp_ratio", 0.125, 16),
         wrap=entries.flag("wrap"),
     )
-    if config.embed_dim * config.c_multiplier ** (len(config.depths) - 1) > 65_536:
-        raise entries.fault(
-            f"{len(config.depths)} stages from {config.embed_dim} channels", "at most 65536 in the last"
-        )
+    if config.embed_dim * config.c_multiplier ** (len(config.depths) - 1) > MAX_CHANNELS:
+        fault = f"{len(config.depths)} stages from {config.embed_dim} channels"
+        raise entries.fault(fault, f"at most {MAX_CHANNELS} channels in the last")
     if any(size % patch for size, patch in zip(config.img_size, config.patch_size, strict=True)):
         raise entries.fault(f"img_size {config.img_size} with patches {config.patch_size}", "whole patches")
     return config

@@ -50,7 +50,7 @@ class Branch:
     ) -> Branch:
         """Modules with the given weights, or with an encoder that is there already; tensors are shared."""
         channels = n_features(description.config)
-        with torch.random.fork_rng(devices=[]):  # building modules draws random numbers; the caller's seed stays
+        with torch.random.fork_rng(devices=[]):  # modules draw fresh weights; the caller's random state stays
             built = encoder or _with_weights(Encoder(description.config), "encoder.", weights)
             heads = {
                 target.name: _with_weights(head_for(target, channels), f"head.{target.name}.", weights)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurostorm_bids.errors import (
     DeviceUnavailable,
@@ -22,8 +23,9 @@ from neurostorm_bids.errors import (
 )
 from neurostorm_bids.model.card import model_card
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint
+from neurostorm_bids.model.config import EncoderConfig
 from neurostorm_bids.model.description import ModelDescription, SelfTest
-from neurostorm_bids.model.encoder import Encoder
+from neurostorm_bids.model.encoder import Encoder, stage_channels, stage_grids
 from neurostorm_bids.model.folder import (
     backbone_hash,
     checked_tensors,
@@ -39,6 +41,7 @@ from neurostorm_bids.model.registry import ModelSource, find_model
 
 log = logging.getLogger(__name__)
 
+SMALL_ENCODER = 20_000_000  # numbers; an encoder of this size may be built to name the keys that are wrong
 BATCH_SIZE = {"cpu": 1, "cuda": 8}
 
 
@@ -88,6 +91,8 @@ def check_weights(
     WeightsMismatch
         Naming how many and which weights are missing, unexpected or of another shape.
     """
+    if not description.is_pack:  # a pack's backbone is there already and was compared with it
+        _check_size(description.config, weights, file)
     needed = expected_shapes(description)
     faults = {
         "missing": sorted(set(needed) - set(weights)),
@@ -107,21 +112,49 @@ def check_weights(
         )
 
 
+def _check_size(config: EncoderConfig, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse an architecture far larger than its file, before modules of whatever size it states are built."""
+    least, held = least_weights(config), sum(tensor.numel() for tensor in weights.values())
+    if least > max(4 * held, SMALL_ENCODER):
+        expected = f"the {least} or more of the architecture that it states"
+        raise WeightsMismatch(f"holds {held} numbers", file=file, expected=expected)
+
+
 def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def least_weights(config: EncoderConfig) -> int:
+    """Numbers that an encoder has at the very least: those of its largest matrices and position embeddings."""
+    total = prod(config.patch_size) * config.in_chans * config.embed_dim
+    for stage, grid in enumerate(stage_grids(config)):
+        c = stage_channels(config, stage)
+        block = (3 * config.expand + 2 * int(config.mlp_ratio)) * c**2 + config.expand * c * config.d_state
+        total += config.depths[stage] * block + c * prod(grid)
+    return total
+
+
 def expected_shapes(description: ModelDescription) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that a description needs; of a pack, its prompts and heads only."""
-    with torch.device("meta"):
-        encoder = Encoder(description.config)
-        heads = {target.name: head_for(target, n_features(description.config)) for target in description.targets}
-    shapes = {f"encoder.{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    if description.is_pack:
-        shapes = {name: shape for name, shape in shapes.items() if not is_backbone_weight(name)}
+    config = description.config
+    with torch.random.fork_rng(devices=[]):
+        heads = {target.name: head_for(target, n_features(config)) for target in description.targets}
+        shapes = _prompt_shapes(config) if description.is_pack else _shapes("encoder.", Encoder(config))
     for target, head in heads.items():
-        shapes |= {f"head.{target}.{name}": tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        shapes |= _shapes(f"head.{target}.", head)
     return shapes
+
+
+def _shapes(prefix: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {prefix + name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _prompt_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    return {
+        f"encoder.layers.{stage}.blocks.{block}.prompt": (1, config.prompt_len, stage_channels(config, stage))
+        for stage, depth in enumerate(config.depths)
+        for block in range(depth if config.prompt_len else 0)
+    }
 
 
 def load_model(
