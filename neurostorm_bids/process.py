@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurostorm_bids.ahead import ahead
 from neurostorm_bids.clips import (
     Clip,
     RunStatistics,
@@ -23,8 +24,9 @@ from neurostorm_bids.clips import (
     plan_windows,
     run_statistics,
 )
+from neurostorm_bids.clips.denoise import DenoisedSeries, confound_regressors, denoised
 from neurostorm_bids.clips.reference import reference_run
-from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.errors import ConfoundsUnusable, NeurostormError
 from neurostorm_bids.inputs.motion import Motion, read_motion
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model, load_model
@@ -46,8 +48,9 @@ from neurostorm_bids.outputs import (
     write_text,
 )
 from neurostorm_bids.settings import Settings, to_toml
-from neurostorm_bids.space import Route, choose_route, to_grid
+from neurostorm_bids.space import GridSeries, Route, choose_route, to_grid
 from neurostorm_bids.space.nifti import open_series
+from neurostorm_bids.space.quality import FIGURES, Tally, assess, require_coverage
 from neurostorm_bids.workflow import Outcome
 
 if TYPE_CHECKING:
@@ -179,7 +182,7 @@ class PreparedRun:
     clips: Callable[[Sequence[np.ndarray]], Iterator[Clip]]
     frames: Callable[[], Iterator[np.ndarray]] | None
     warnings: tuple[str, ...] = ()
-    quality: tuple[QualityFigure, ...] = ()
+    placement: tuple[QualityFigure, ...] = ()
 
 
 def prepare_run(run: BoldRun, spec: InputSpec, settings: Settings) -> PreparedRun:
@@ -203,7 +206,10 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
     run, series = route.run, to_grid(route, spec.grid)
     motion = read_motion(run, series.n_volumes)
     timing, windows = plan_clips(series, motion, run.start_time_s, spec, settings)
-    statistics = run_statistics(series, timing, intensity=settings.intensity)
+    require_coverage(series, settings.min_coverage)
+    signal, tally = cleaned(series, run, timing.n_dummies, settings), Tally(series)
+    statistics = run_statistics(signal.observed_by(tally.add), timing, intensity=settings.intensity)
+    quality = assess(series, tally)
     return PreparedRun(
         run=run,
         spec=spec,
@@ -214,9 +220,34 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
         motion=motion,
         windows=windows,
         statistics=statistics,
-        clips=lambda buffers: clips_of(series, statistics, windows, buffers=buffers),
-        frames=lambda: frames_of(series, statistics),
-        warnings=(*run.warnings, *series.warnings, *motion.warnings, *statistics.warnings),
+        clips=lambda buffers: clips_of(signal, statistics, windows, buffers=buffers),
+        frames=lambda: frames_of(signal, statistics),
+        warnings=(*run.warnings, *series.warnings, *motion.warnings, *statistics.warnings, *quality.warnings),
+        placement=tuple(
+            QualityFigure(name=name, value=getattr(quality, name), unit=unit, description=description)
+            for name, (unit, description) in FIGURES.items()
+        ),
+    )
+
+
+def cleaned(series: GridSeries, run: BoldRun, n_dummies: int, settings: Settings) -> GridSeries | DenoisedSeries:
+    """The series after ``--denoise``.
+
+    Raises
+    ------
+    ConfoundsUnusable
+        When the run has no confounds table, or the table lacks what the strategy needs.
+    """
+    if settings.denoise == "none":
+        return series
+    if run.confounds is None:
+        raise ConfoundsUnusable(
+            f"--denoise {settings.denoise} needs confounds, and this run has none",
+            expected="a desc-confounds_timeseries.tsv",
+            remedy="Fetch it, or leave out --denoise",
+        )
+    return denoised(
+        series, confound_regressors(run.confounds, run.confounds_json, settings.denoise), n_dummies=n_dummies
     )
 
 
@@ -296,16 +327,23 @@ def embed_run(prepared: PreparedRun, models: Sequence[Model]) -> list[Features]:
     """Embeddings and predictions of every clip under each model, from one pass over the run."""
     import torch
 
-    n_clips = len(prepared.windows.kept)
-    batch_size = min(n_clips, max(model.batch_size for model in models))
-    shape = (1, *prepared.spec.grid.shape, prepared.spec.clip_frames)
-    batch = np.empty((batch_size, *shape), np.float32)  # (n, 1, X, Y, Z, T)
-    clips, parts = prepared.clips(list(batch)), [[] for _ in models]
-    for start in range(0, n_clips, batch_size):
-        n = len(list(islice(clips, min(batch_size, n_clips - start))))
+    parts: list[list[Features]] = [[] for _ in models]
+    for batch in ahead(_batches(prepared, max(model.batch_size for model in models))):
         for model, rows in zip(models, parts, strict=True):
-            rows.append(_features(model, torch.from_numpy(batch[:n])))
+            rows.append(_features(model, torch.from_numpy(batch)))
     return [_joined(rows) for rows in parts]
+
+
+def _batches(prepared: PreparedRun, batch_size: int) -> Iterator[np.ndarray]:
+    """Clips by the batch; a batch stays valid while the next is drawn.  # (n, 1, X, Y, Z, T)"""
+    n_clips = len(prepared.windows.kept)
+    batch_size = min(batch_size, n_clips)
+    shape = (1, *prepared.spec.grid.shape, prepared.spec.clip_frames)
+    pair = np.empty((2, batch_size, *shape), np.float32)
+    clips = prepared.clips(list(pair.reshape(-1, *shape)))
+    for number, start in enumerate(range(0, n_clips, batch_size)):
+        n = len(list(islice(clips, min(batch_size, n_clips - start))))
+        yield pair[number % 2, :n]
 
 
 def _features(model: Model, clips: Tensor) -> Features:
@@ -394,7 +432,7 @@ def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord
         resume_key=key,
         input_pipeline=run.source.pipeline,
         input_version=run.source.version,
-        input_denoising=run.source.denoising,
+        input_denoising=_denoising(run, settings),
         input_space=route.image.space,
         route=route.kind,
         steps=route.steps,
@@ -423,11 +461,19 @@ def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord
     )
 
 
+def _denoising(run: BoldRun, settings: Settings) -> str:
+    """What was regressed out, by the pipeline and by us."""
+    if settings.denoise == "none":
+        return run.source.denoising
+    return settings.denoise if run.source.denoising == "none" else f"{run.source.denoising}, then {settings.denoise}"
+
+
 def quality_figures(prepared: PreparedRun) -> list[QualityFigure]:
     """The run's quality table: placement, motion, signal."""
     statistics, windows, motion = prepared.statistics, prepared.windows, prepared.motion
     mean_fd = None if motion.fd_mm is None else float(np.nanmean(motion.fd_mm))
     return [
+        *prepared.placement,
         QualityFigure(name="mean_fd", value=mean_fd, unit="mm", description="Mean framewise displacement of the run."),
         QualityFigure(
             name="non_steady_volumes",

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "neurostorm_bids"
 ORDER = ["errors", "settings", "inputs", "space", "clips", "model", "outputs", "report"]
 BRANCH = ["training", "evaluation"]  # after model, before outputs
 RECIPES = {"participant", "group", "aggregate", "demo", "cli", "models_cli", "environment", "workflow", "multiproc", "plan", "process", "resume"}
-FREE = {"simulate", "data", "csrc"}
+FREE = {"ahead", "simulate", "data", "csrc"}
 HEAVY = ("torch", "nibabel", "bids", "nipype", "numpy", "pandas", "nilearn", "templateflow")
 
 

@@ -7,7 +7,8 @@ The strategies are nilearn's reading of fMRIPrep's confounds table; the regressi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +99,13 @@ class DenoisedSeries:
         self.n_regressors = basis.shape[1]
         self._series, self._basis, self._coefficients = series, basis, coefficients
         self._voxels = foreground_voxels(series.mask)
+        self._observe: Callable[[np.ndarray], None] | None = None
+
+    def observed_by(self, observe: Callable[[np.ndarray], None]) -> DenoisedSeries:
+        """The same series; ``observe`` is called with each cleaned volume as it passes."""
+        observed = copy(self)
+        observed._observe = observe
+        return observed
 
     def volumes(self, start: int = 0) -> Iterator[np.ndarray]:
         """Volumes from ``start`` on.  # (x, y, z) float32"""
@@ -107,6 +115,8 @@ class DenoisedSeries:
                 # a copy: the series may lend its volume to others
                 cleaned = np.array(volume, np.float32, order="C")
                 cleaned.reshape(-1)[self._voxels] -= part
+                if self._observe is not None:
+                    self._observe(cleaned)
                 yield cleaned
 
 
