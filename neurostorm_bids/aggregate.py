@@ -155,7 +155,8 @@ def _nothing(output_dir: Path, keep: Mapping[str, set[str]], broken: Sequence[Ne
 def _read(
     output_dir: Path, suffix: str, keep: Mapping[str, set[str]], reader: Callable[[Origin], Result]
 ) -> tuple[list[Result], list[NeurostormError]]:
-    results, broken = [], []
+    results: list[Result] = []
+    broken: list[NeurostormError] = []
     for path in sorted(p for folder in _FUNC for p in output_dir.glob(f"{folder}/*_{suffix}.tsv")):
         entities = parse_entities(path)
         if any(labels and entities.get(key) not in labels for key, labels in keep.items()):
@@ -274,7 +275,9 @@ def _embedding_columns(embeddings: Sequence[RunEmbedding]) -> list[Column]:
 
 
 def _features(label: str, group: Sequence[RunEmbedding], persons: Sequence[Person]) -> list[Column]:
-    runs = {person: [result for result in group if result.origin.person == person] for person in persons}
+    runs: dict[Person, list[RunEmbedding]] = {person: [] for person in persons}
+    for result in group:
+        runs[result.origin.person].append(result)
     means = np.array([_person_mean(runs[person], len(group[0].names)) for person in persons])  # (n_persons, n_features)
     text = f"of the embedding by {group[0].origin.model.get('Name', label)}; {WEIGHTING}."
     return [

@@ -91,8 +91,19 @@ class RunFiles:
     bold: Path
 
     @classmethod
-    def of(cls, output_dir: Path, entities: Mapping[str, str], *, template: str, model_name: str) -> RunFiles:
-        """Places from the run's entities, the grid's template and the model's name."""
+    def of(
+        cls,
+        output_dir: Path,
+        entities: Mapping[str, str],
+        *,
+        template: str,
+        model_name: str,
+        shared_desc: str = APP_DESC,
+    ) -> RunFiles:
+        """Places from the run's entities, the grid's template and the model's name.
+
+        ``shared_desc`` is the label of quality table and normalised run (``RunRecord.desc``).
+        """
 
         def place(desc: str, suffix: str, extension: str = ".tsv") -> Path:
             return run_file(output_dir, entities, template=template, desc=desc, suffix=suffix, extension=extension)
@@ -101,8 +112,8 @@ class RunFiles:
         return cls(
             embedding=place(label, "embedding"),
             predictions=place(label, "predictions"),
-            quality=place(APP_DESC, "qc"),
-            bold=place(APP_DESC, "bold", ".nii.gz"),
+            quality=place(shared_desc, "qc"),
+            bold=place(shared_desc, "bold", ".nii.gz"),
         )
 
 

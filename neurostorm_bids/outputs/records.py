@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.space.grid import Grid
 
 
@@ -44,6 +45,9 @@ class RunRecord:
         Share of the normalised signal's variance that lies in time rather than between voxels, 0 to 1.
     normalisation
         Figures of the normalisation (mean, SD, background), in the input's units.
+    desc
+        Label of the quality table and of the normalised run. All models with the same input share them; where the
+        models of one call differ in grid or timing, give each model's own label instead.
     """
 
     entities: Mapping[str, str]
@@ -75,6 +79,7 @@ class RunRecord:
     normalisation: Mapping[str, Any] = field(default_factory=dict)
     settings_hash: str | None = None
     warnings: tuple[str, ...] = ()
+    desc: str = APP_DESC
     extra: Mapping[str, Any] = field(default_factory=dict)  # further sidecar entries, CamelCase keys
 
 

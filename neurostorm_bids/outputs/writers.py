@@ -123,7 +123,7 @@ def write_quality(output_dir: Path, run: RunRecord, figures: Sequence[QualityFig
     Returns
     -------
     Path
-        The table: ``..._desc-neurostorm_qc.tsv``.
+        The table: ``..._desc-neurostorm_qc.tsv``, or with the label ``run.desc``.
     """
     columns = [Column(figure.name, [figure.value], figure.description, figure.unit) for figure in figures]
     description = "Placement, motion and signal figures of the run on the model grid."
@@ -164,7 +164,7 @@ def write_bold(output_dir: Path, run: RunRecord, volumes: Iterable[np.ndarray], 
 
 def _files(output_dir: Path, run: RunRecord, model: ModelRecord | None = None) -> RunFiles:
     name = model.name if model else "any"
-    return RunFiles.of(output_dir, run.entities, template=run.grid.template, model_name=name)
+    return RunFiles.of(output_dir, run.entities, template=run.grid.template, model_name=name, shared_desc=run.desc)
 
 
 def _write_table(
