@@ -24,7 +24,14 @@ from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model
 from neurostorm_bids.model.registry import default_model
-from neurostorm_bids.outputs import RunFiles, check_model_names, outputs_complete, write_dataset_files
+from neurostorm_bids.outputs import (
+    RunFiles,
+    check_model_names,
+    citation_text,
+    outputs_complete,
+    write_dataset_files,
+    write_text,
+)
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import ModelRequest, model_record, run_task
 from neurostorm_bids.resume import run_key
@@ -34,6 +41,9 @@ from neurostorm_bids.workflow import Outcome, Task, execute
 
 def run_participant(settings: Settings) -> int:
     """Run the participant level; returns the exit code (0, 1 or 65; other codes come as errors)."""
+    if settings.boilerplate_only:
+        print(citation_text())
+        return OK
     scratch = _scratch_folder(settings)
     selection = find_runs(settings, scratch)
     requests, models = load_models(settings)
@@ -44,6 +54,7 @@ def run_participant(settings: Settings) -> int:
         return OK
     _open_output(settings, selection, models)
     tasks, skipped = _tasks(selection.runs, requests, models, settings, scratch)
+    _log_settings(tasks, settings, scratch.name)
     outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
     _open_output(settings, selection, models)  # again: what somebody removed meanwhile comes back
     return conclude(selection.rejected, outcomes, settings)
@@ -155,6 +166,12 @@ def _tasks(
 def _is_done(run: BoldRun, model: Model, key: str, settings: Settings) -> bool:
     files = RunFiles.of(settings.output_dir, run.entities, template=model.grid.template, model_name=model.name)
     return outputs_complete([files.embedding, *([files.predictions] if model.targets else [])], key)
+
+
+def _log_settings(tasks: Sequence[Task], settings: Settings, call_id: str) -> None:
+    """The settings of this call beside the results of every participant that it works on."""
+    for participant in sorted({task.arguments[0].participant for task in tasks}):
+        write_text(settings.output_dir / f"sub-{participant}" / "log" / call_id / "neurostorm.toml", to_toml(settings))
 
 
 def _perform(tasks: Sequence[Task], settings: Settings, scratch: Path, *, n_skipped: int) -> list[Outcome]:

@@ -47,7 +47,7 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
-from neurostorm_bids.settings import Settings, to_toml
+from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import GridSeries, Route, choose_route, to_grid
 from neurostorm_bids.space.nifti import open_series
 from neurostorm_bids.space.quality import FIGURES, Tally, assess, require_coverage
@@ -116,7 +116,6 @@ def _failure(run: BoldRun, message: str, error: Exception, settings: Settings, c
     details = "".join(traceback.format_exception(error))
     text = message if run.name in message else f"{run.name}: {message}"
     try:
-        write_text(folder / "neurostorm.toml", to_toml(settings))
         write_text(crash_file, f"{text}\n\n{details}")
     except NeurostormError as second:
         text += f" (No crash file: {second})"

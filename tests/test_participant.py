@@ -74,7 +74,10 @@ EXPECTED = sorted(
 def test_the_whole_tree_and_nothing_else(dataset, capfd):
     before = contents(dataset)
     assert call(dataset) == 0
-    assert tree(dataset.parent / "out") == EXPECTED
+    made = tree(dataset.parent / "out")
+    assert [name for name in made if "/log/" not in name] == EXPECTED
+    logs = [re.sub(r"/log/[^/]+/", "/log/CALL/", name) for name in made if "/log/" in name]
+    assert logs == ["sub-01/log/CALL/neurostorm.toml", "sub-02/log/CALL/neurostorm.toml"]
     assert contents(dataset) == before
     assert "3 runs done, 0 were there already, 0 failed, 0 rejected" in capfd.readouterr().out
 
@@ -170,6 +173,34 @@ def test_an_output_that_cannot_be_made_is_73(dataset, capfd):
     (dataset.parent / "out").write_text("a file")
     assert call(dataset) == 73
     assert str(dataset.parent / "out") in capfd.readouterr().err
+
+
+def test_the_methods_text_alone_needs_no_data(tmp_path, capfd):
+    assert call(tmp_path / "nowhere", "--boilerplate-only") == 0
+    assert "NeuroSTORM" in capfd.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_confounds_are_regressed_out_on_request_and_said_so(dataset, capfd):
+    import json
+
+    assert call(dataset, "--participant-label", "02", "--denoise", "24P") == 65
+    err = capfd.readouterr().err
+    assert "desc-confounds_timeseries.tsv" in err
+    generator = np.random.default_rng(0)
+    table = dataset / "sub-02/func/sub-02_task-rest_desc-confounds_timeseries.tsv"
+    moves = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
+    kinds = ["", "_derivative1", "_power2", "_derivative1_power2"]
+    names = [move + kind for move in moves for kind in kinds]
+    write_run(dataset, "sub-02_task-rest", seed=3, n_volumes=80)
+    rows = ["\t".join(["framewise_displacement", *names])]
+    for number in range(80):
+        values = generator.standard_normal(24)
+        rows.append("\t".join(["0.1" if number else "n/a", *(f"{x:.4f}" for x in values)]))
+    table.write_text("\n".join(rows) + "\n")
+    assert call(dataset, "--participant-label", "02", "--denoise", "24P") == 0
+    sidecar = json.loads((dataset.parent / f"out/sub-02/func/sub-02_{RUN}-demo_embedding.json").read_text())
+    assert sidecar["InputPipeline"]["Denoising"] == "24P"
 
 
 def test_a_dry_run_lists_everything_and_writes_no_result(dataset, capfd):
