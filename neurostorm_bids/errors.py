@@ -408,3 +408,34 @@ class EveryClipMoved(ClipError):
 
 class MotionUnknown(ClipError):
     """A motion threshold for a run that has no framewise displacement."""
+
+
+# --- training: targets, splits, clip store ------------------------------------------------------------------------
+
+
+class TrainingError(NeurostormError):
+    """A training that cannot begin, or cannot go on."""
+
+    exit_code = USAGE
+
+
+class SplitImpossible(TrainingError):
+    """More folds, classes or groups than there are participants to fill them."""
+
+
+class SplitsUnusable(TrainingError):
+    """A ``splits.tsv`` that cannot be read, or that does not say what becomes of each participant."""
+
+
+class SplitsOverlap(TrainingError):
+    """A participant, or a family, on two sides of a split."""
+
+
+class TargetUnusable(TrainingError):
+    """A target that is not there, or that cannot be learnt as it is."""
+
+
+class ClipStoreUnreadable(TrainingError):
+    """A stored run that is damaged, or of another format; it is made again from its image."""
+
+    exit_code = IO_ERROR
