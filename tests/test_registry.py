@@ -156,6 +156,21 @@ def test_no_default_among_none_or_several_and_never_the_demo_model(models: Path)
         default_model()
 
 
+def test_a_pack_is_no_default(models: Path):
+    (make_folder(models / "age") / "model.json").write_text('{"backbone": {"name": "a"}}')
+    with pytest.raises(NoModelGiven, match="none is installed"):
+        default_model()
+    (make_folder(models / "broken") / "model.json").write_text("[")
+    assert default_model() == "broken"  # and loading it says what is wrong
+    assert {row.name: row.status for row in listing()}["age"] == "installed, a pack"
+
+
+def test_the_variable_may_name_a_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_folder(tmp_path / "mine")
+    monkeypatch.setenv("NEUROSTORM_MODELS", str(folder))
+    assert installed_models() == {"mine": folder} and default_model() == "mine"
+
+
 # --- hub --------------------------------------------------------------------------------------------------------
 
 

@@ -554,12 +554,12 @@ def test_a_folder_written_from_modules_is_those_modules(tmp_path: Path):
 
 def make_pack(base: Path, folder: Path, target: Target, prompt_len: int, **change: Any) -> Path:
     """A pack over ``base`` with prompts (or none) and a head."""
-    model = load_model(base, device="cpu")
+    model = load_model(str(base), device="cpu")
     config = replace(model.config, prompt_len=prompt_len)
     encoder = Encoder(config)
     encoder.load_state_dict(encoder_state(config, seed=5))
-    head = head_for(target, 16)
-    head.load_state_dict(head_state(target))
+    head = head_for(target, model.n_features)
+    head.load_state_dict(head_state(target, model.n_features))
     description = replace(
         model.description, name=folder.name, config=config, targets=(target,), backbone=model.backbone, **change
     )
@@ -775,6 +775,24 @@ def test_the_demo_model_embeds_and_predicts_nothing():
     assert embedding.shape == (1, model.n_features) and predictions == {}
     with pytest.raises(ModelUntrained, match="demo is untrained"):
         model.predict(clips)
+
+
+def test_an_unverified_file_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setenv("NEUROSTORM_MODELS", str(tmp_path))
+    path = checkpoint(tmp_path / "neurostorm-mae-0.5.ckpt")
+    load_model("neurostorm-mae-0.5", device="cpu")
+    assert "neurostorm-mae-0.5: unverified" in caplog.text
+    caplog.clear()
+    convert_checkpoint(path, tmp_path / "neurostorm-mae-0.8", Statements(name="converted"))
+    load_model("neurostorm-mae-0.8", device="cpu")  # a folder is verified by its own hashes
+    assert not caplog.text
+
+
+def test_a_pack_over_a_random_start_predicts(tmp_path: Path):
+    pack = make_pack(Path("demo"), tmp_path / "sex", SEX_TARGET, prompt_len=0, trained=True)
+    model = load_model("demo", device="cpu", packs=[pack])
+    clips = np.random.default_rng(0).standard_normal((1, 1, 48, 48, 48, 20), dtype=np.float32)
+    assert model.predict(clips)["sex"].probabilities.shape == (1, 2) and not model.trained
 
 
 def test_the_demo_grid_spans_the_box_of_the_full_grid():

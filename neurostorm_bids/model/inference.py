@@ -219,7 +219,7 @@ class Model:
             The model is a random start.
         ClipsInvalid
         """
-        if not self.trained:
+        if not self.trained and not self.targets:  # a pack over a random start is trained itself
             raise ModelUntrained(f"{self.name} is untrained: it gives embeddings only", remedy="use embed")
         return self.embed_and_predict(clips)[1]
 

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from neurostorm_bids.errors import ModelFileTooLarge, ModelFolderEdited, ModelNotFound, ModelUnreachable, NoModelGiven
+from neurostorm_bids.errors import (
+    ModelError,
+    ModelFileTooLarge,
+    ModelFolderEdited,
+    ModelNotFound,
+    ModelUnreachable,
+    NoModelGiven,
+)
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +98,9 @@ def installed_models() -> dict[str, Path]:
 
 
 def _children(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
+    if (folder / "model.json").is_file():  # the variable names a model, not a folder of models
+        yield folder
+    elif folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -136,12 +145,22 @@ def default_model() -> str:
     NoModelGiven
         When none or several are installed. The bundled demo model is never a default: it is untrained.
     """
-    names = list(installed_models())
+    names = [name for name, path in installed_models().items() if not _is_pack(path)]
     if len(names) == 1:
         return names[0]
     found = f"several are installed ({', '.join(names)})" if names else "none is installed"
     expected = "--model with a folder, a checkpoint or one of: " + _names()
     raise NoModelGiven(f"no model was named and {found}", expected=expected, remedy=_HOW_TO_INSTALL)
+
+
+def _is_pack(path: Path) -> bool:
+    from neurostorm_bids.model.description import read_json
+
+    try:
+        values = read_json(path / "model.json") if path.is_dir() else {}
+    except ModelError:
+        return False  # whoever names it is told what is wrong with it
+    return isinstance(values, dict) and values.get("backbone") is not None
 
 
 _HOW_TO_INSTALL = (
@@ -277,7 +296,9 @@ def listing(cache_dir: Path | None = None) -> list[Listed]:
     rows = [Listed(entry.name, _status(entry, cache_dir), entry.summary) for entry in entries]
     known = {entry.name for entry in entries}
     return rows + [
-        Listed(name, "installed", str(path)) for name, path in installed_models().items() if name not in known
+        Listed(name, "installed, a pack" if _is_pack(path) else "installed", str(path))
+        for name, path in installed_models().items()
+        if name not in known
     ]
 
 

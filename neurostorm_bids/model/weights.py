@@ -198,7 +198,7 @@ def load_model(
     """
     torch_device = _device(device)
     found = find_model(source, offline=offline, cache_dir=cache_dir)
-    if found.entry is not None and not found.entry.verified:
+    if found.entry is not None and not found.entry.verified and not is_model_folder(found.path):
         log.warning("%s: unverified, nobody has loaded this file with this program yet", found.name)
     parts = read_parts(found, stated)
     if parts.description.backbone is not None:
