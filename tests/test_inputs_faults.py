@@ -238,6 +238,32 @@ def test_the_folder_around_a_dataset(tmp_path):
     assert find(tmp_path / "all").dataset.root == within
 
 
+def test_a_folder_of_versions(tmp_path):
+    root = raw(tmp_path / "raw")
+    old = plain(root / "derivatives/fmriprep/20.2.7", pipeline=None)
+    assert find(root, skip_bids_validation=True).dataset.root == old
+    plain(root / "derivatives/fmriprep/23.1.4")
+    with pytest.raises(DatasetAmbiguous, match=r"holds 20.2.7 \(unknown\) and 23.1.4 \(fMRIPrep 23.1.4\)"):
+        find(root)
+
+
+def test_pipelines_that_write_no_bold(tmp_path):
+    root = raw(tmp_path / "raw")
+    other = build(root / "derivatives/mriqc", ["sub-01/func/sub-01_task-rest_bold.json"], pipeline="MRIQC")
+    with pytest.raises(DatasetMissing, match=r"holds no derivatives of fMRIPrep"):
+        find(root)
+    for options in ({"root": other}, {"root": root, "derivatives": (("x", other),)}):
+        with pytest.raises(DatasetMissing, match=r"mriqc: was written by MRIQC. expected the output of fMRIPrep"):
+            find(**options)
+
+
+def test_derivatives_that_were_not_installed(tmp_path):
+    root = raw(tmp_path / "raw")
+    (root / "derivatives/fmriprep").mkdir(parents=True)
+    with pytest.raises(DatasetMissing, match=r"derivatives/fmriprep: is empty.*datalad get"):
+        find(root)
+
+
 @pytest.mark.parametrize(
     "content, pipeline, warning",
     [

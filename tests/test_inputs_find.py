@@ -214,7 +214,10 @@ def test_masks_of_a_denoised_dataset_from_its_preprocessed_one(tmp_path):
     xcp = build(
         tmp_path / "xcp_d", run_files("sub-01_task-rest", [denoised, "motion.tsv"]), pipeline="xcp_d", version="0.10"
     )
-    prep = build(tmp_path / "fmriprep", [*run_files("sub-01_task-rest"), *anat_files("sub-01")])
+    more = [*run_files("sub-01_task-nback"), *anat_files("sub-02")]  # not denoised: no business of this call
+    prep = build(tmp_path / "fmriprep", [*run_files("sub-01_task-rest"), *anat_files("sub-01"), *more])
+    found = find(xcp, desc="denoised", derivatives=(("fmriprep", prep),))
+    assert (len(found.runs), found.rejected) == (1, ())
     run = only(find(xcp, desc="desc-denoised", derivatives=(("fmriprep", prep), ("again", xcp))))
     assert spaces(run) == ["MNI152NLin6Asym:2"]
     assert run.images[0].mask.is_relative_to(prep) and run.images[0].boldref.is_relative_to(prep)

@@ -38,7 +38,7 @@ class Dataset:
 
     @property
     def role(self) -> str | None:
-        """What its pipeline does ("preprocessing", "denoising"), or None for one that is not known."""
+        """What its pipeline does ("preprocessing", "denoising", "other": no BOLD at all), None for one that is not known."""
         return io_spec()["pipelines"].get(_plain(self.pipeline), {}).get("kind")
 
 
@@ -61,8 +61,8 @@ def locate(bids_dir: Path, named: tuple[tuple[str, Path], ...] = ()) -> Scope:
     DatasetAmbiguous
         When a tree holds several preprocessed datasets and none is named.
     """
-    own = describe(bids_dir)
-    extra = tuple(_only(describe(path)) for _, path in named)
+    own = _with_bold(describe(bids_dir))
+    extra = tuple(_only(_with_bold(describe(path))) for _, path in named)
     if own.kind == "derivative":
         derivatives, raw = (
             (own, *(one for one in extra if one.root.resolve() != own.root.resolve())),
@@ -152,6 +152,17 @@ def _plain(pipeline: str) -> str:
     return re.sub(r"[^a-z0-9]", "", pipeline.lower())
 
 
+def _with_bold(dataset: Dataset) -> Dataset:
+    if dataset.kind != "derivative" or dataset.role != "other":
+        return dataset
+    raise DatasetMissing(
+        f"was written by {dataset.pipeline}",
+        file=dataset.root,
+        expected="the output of fMRIPrep or of a pipeline that names files as it does",
+        remedy="Name that folder",
+    )
+
+
 # --- search -----------------------------------------------------------------------------------------------------
 
 
@@ -191,16 +202,25 @@ def _derivatives_in(place: Path) -> list[Dataset]:
     if place.name == "derivatives" and _some_names(place) is not None:
         return [describe(place)]
     folders = sorted(path for path in place.iterdir() if path.is_dir() and _is_candidate(path))
-    described = (describe(path) for path in folders)
-    return [one for one in described if one.kind == "derivative" or one.root.name.startswith("fmriprep")]
+    described = [one for one in map(describe, folders) if one.role != "other"]
+    versions = [version for one in described if one.kind == "container" for version in _derivatives_in(one.root)]
+    return [one for one in described if one.kind == "derivative" or _is_named_so(one.root)] + versions
 
 
 def _is_candidate(path: Path) -> bool:
-    return not path.name.startswith(("sub-", ".", "sourcedata")) and _some_names(path) is not None
+    if path.name.startswith(("sub-", ".", "sourcedata")):
+        return False
+    return path.name.startswith("fmriprep") or _some_names(path) is not None
+
+
+def _is_named_so(root: Path) -> bool:
+    return root.name.startswith("fmriprep") and _some_names(root) is not None
 
 
 def _choose(root: Path, found: list[Dataset]) -> Dataset:
-    preprocessed = [one for one in found if one.role == "preprocessing" or one.root.name.startswith("fmriprep")]
+    preprocessed = [
+        one for one in found if one.role == "preprocessing" or "fmriprep" in (one.root.name[:8], one.root.parent.name)
+    ]
     if len(preprocessed) == 1:
         return preprocessed[0]
     unknown = [one for one in found if one.role is None]

@@ -14,7 +14,7 @@ from neurostorm_bids.inputs.names import io_spec
 from neurostorm_bids.inputs.presence import fault_of
 from neurostorm_bids.inputs.queries import WITHIN_RUN
 from neurostorm_bids.inputs.reader import Found, Reader, Request
-from neurostorm_bids.inputs.runs import BoldRun, Source
+from neurostorm_bids.inputs.runs import BoldRun, Source, TransformFile
 from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, merged, repetition_time, start_time
 from neurostorm_bids.inputs.transforms import anatomical, transforms_of
 from neurostorm_bids.inputs.tree import File, participant_files, participant_folder, participants_of
@@ -33,15 +33,14 @@ class Participant:
 
     request: Request
     func: tuple[Group, ...]
-    anat: tuple[File, ...]
+    anat: dict[str | None, tuple[list[TransformFile], list[str]]]  # by session
 
 
 def read_participant(participant: str, request: Request) -> Found:
     """Runs of one participant in all datasets of the scope, one ``BoldRun`` a scanner run."""
     person = _gather(participant, request)
     if not person.func:
-        folders = [participant_folder(dataset.root, participant) for dataset in request.scope.derivatives]
-        return Found(rejected=() if request.is_narrowed else (no_functional_files(participant, folders),))
+        return _without_runs(participant, request)
     runs: list[BoldRun] = []
     rejected: list[NeurostormError] = []
     unselected: list[str] = []
@@ -62,16 +61,26 @@ def read_participant(participant: str, request: Request) -> Found:
     return Found(tuple(runs), tuple(rejected), tuple(warnings), tuple(unselected))
 
 
+def _without_runs(participant: str, request: Request) -> Found:
+    folders = [participant_folder(dataset.root, participant) for dataset in request.scope.derivatives]
+    # a dataset named after the first one lends masks or transforms, and may know more participants
+    if request.is_narrowed or not folders[0].is_dir():
+        return Found()
+    return Found(rejected=(no_functional_files(participant, folders),))
+
+
 def _gather(participant: str, request: Request) -> Participant:
     files = [
         file
         for rank, dataset in enumerate(request.scope.derivatives)
         for file in participant_files(dataset.root, participant, rank, request.database_dir)
     ]
+    groups = tuple(grouped(file for file in files if file.entities["datatype"] == "func"))
+    anat = [file for file in files if file.entities["datatype"] == "anat"]
+    query = request.queries.wanted["anat_transform"]
+    sessions = {group.entities.get("session") for group in groups}
     return Participant(
-        request,
-        tuple(grouped(file for file in files if file.entities["datatype"] == "func")),
-        tuple(file for file in files if file.entities["datatype"] == "anat"),
+        request, groups, {session: transforms_of(anatomical(anat, session), query) for session in sessions}
     )
 
 
@@ -93,7 +102,8 @@ def _run(group: Group, person: Participant) -> BoldRun | None:
         return None
     volumes = asked(group.files, request.queries.wanted["bold"])
     if not volumes:
-        if group.part is not None or asked(group.files, request.queries.unfiltered["bold"]):
+        is_lent = all(file.rank > 0 for file in group.files)
+        if group.part is not None or is_lent or asked(group.files, request.queries.unfiltered["bold"]):
             return None
         raise no_volume(group, request.queries, request.desc)
     images = images_of(group, volumes, request.queries)
@@ -185,14 +195,13 @@ def _confounds(group: Group, file: File, request: Request) -> tuple[Path | None,
     found = nearest(file, asked(group.files, request.queries.wanted["confounds"]))
     if found is None:
         return None, ["no confounds table: head motion and non-steady-state volumes are not known"]
-    fault = fault_of(Path(found.path))
+    fault = fault_of(found.path)
     return (None, [f"{fault} Head motion is not known."]) if fault else (Path(found.path), [])
 
 
-def _transforms(group: Group, person: Participant):
-    queries = person.request.queries
-    own, warnings = transforms_of(group.files, queries.wanted["bold_transform"])
-    anat, more = transforms_of(anatomical(person.anat, group.entities.get("session")), queries.wanted["anat_transform"])
+def _transforms(group: Group, person: Participant) -> tuple[list[TransformFile], list[str]]:
+    own, warnings = transforms_of(group.files, person.request.queries.wanted["bold_transform"])
+    anat, more = person.anat[group.entities.get("session")]
     return own + anat, warnings + more
 
 

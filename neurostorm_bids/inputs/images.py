@@ -49,7 +49,7 @@ def nearest(file: File, candidates: Sequence[File]) -> File | None:
 
 
 def _is_faulty(file: File) -> bool:
-    return fault_of(Path(file.path)) is not None
+    return fault_of(file.path) is not None
 
 
 def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images:
@@ -67,12 +67,14 @@ def images_of(group: Group, volumes: Sequence[File], queries: Queries) -> Images
     images, files, faults, warnings = [], [], [], []
     for place, rivals in places.items():
         file, note = _the_one(group, rivals)
-        image = _image(file, place, group, queries)
-        problems = [fault for path in (image.bold, image.mask) if path is not None and (fault := fault_of(path))]
+        here = [one for one in group.files if place_of(one) == place]
+        mask = nearest(file, asked(here, queries.wanted["mask"]))
+        reference = nearest(file, asked(here, queries.wanted["boldref"]))
+        problems = [fault for one in (file, mask) if one is not None and (fault := fault_of(one.path))]
         faults += problems
         warnings += note
         if not problems:
-            images.append(image)
+            images.append(_image(file, place, mask, reference))
             files.append(file)
     return Images(tuple(images), tuple(files), tuple(faults), tuple(warnings))
 
@@ -101,16 +103,12 @@ def _the_one(group: Group, rivals: Sequence[File]) -> tuple[File, list[str]]:
     return chosen, [f"{chosen.path}: there is a .nii and a .nii.gz of this image; this one is read"]
 
 
-def _image(file: File, place: Place, group: Group, queries: Queries) -> BoldImage:
-    here = [one for one in group.files if place_of(one) == place]
-    mask = nearest(file, asked(here, queries.wanted["mask"]))
-    reference = nearest(file, asked(here, queries.wanted["boldref"]))
-    boldref = Path(reference.path) if reference and fault_of(Path(reference.path)) is None else None
+def _image(file: File, place: Place, mask: File | None, reference: File | None) -> BoldImage:
     return BoldImage(
         bold=Path(file.path),
         space=place[0],
         mask=Path(mask.path) if mask else None,
-        boldref=boldref,
+        boldref=Path(reference.path) if reference and not _is_faulty(reference) else None,
         resolution=file.entities.get("res"),
         desc=file.entities.get("desc"),
     )

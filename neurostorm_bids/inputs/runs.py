@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """The derivative dataset that a run comes from.
 
@@ -20,7 +20,7 @@ class Source:
     denoising: str = "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BoldImage:
     """A run as one 4D image in one space.
 
@@ -36,7 +36,7 @@ class BoldImage:
     desc: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TransformFile:
     """A transform as its file name states it: it moves images from ``source`` to ``target``."""
 
@@ -45,7 +45,7 @@ class TransformFile:
     target: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BoldRun:
     """One run of one participant, with everything that belongs to it.
 

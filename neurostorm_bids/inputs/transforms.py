@@ -35,7 +35,7 @@ def transforms_of(files: Iterable[File], alternatives: Sequence[Query]) -> tuple
         if len(first) > 1:
             names = ", ".join(Path(file.path).name for file in first)
             warnings.append(f"{names}: more than one transform from {ends[0]} to {ends[1]}; none is used")
-        elif fault := fault_of(Path(first[0].path)):
+        elif fault := fault_of(first[0].path):
             absent.append(fault)
         else:
             transforms.append(TransformFile(Path(first[0].path), *ends))
