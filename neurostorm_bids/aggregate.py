@@ -17,6 +17,7 @@ import numpy as np
 
 from neurostorm_bids.errors import ModelsMixed, NeurostormError, NothingToAggregate, TableUnreadable
 from neurostorm_bids.outputs.atomic import sha256, write_json, write_text
+from neurostorm_bids.outputs.dataset import write_bidsignore
 from neurostorm_bids.outputs.names import desc_label, parse_entities
 from neurostorm_bids.outputs.resume import DATA_HASH, read_sidecar
 from neurostorm_bids.outputs.sidecars import UNTRAINED, software_versions
@@ -126,9 +127,11 @@ def aggregate(
     written = _write(output_dir, "embeddings", _embedding_columns(embeddings), _origins(embeddings), missing)
     written += _write(output_dir, "predictions", _prediction_columns(predictions), _origins(predictions), missing)
     persons = _persons(_origins(embeddings))
+    people = {participant for participant, _ in persons}
+    write_bidsignore(output_dir, sessions_as_rows=len(people) < len(persons))
     return Aggregate(
         written=written,
-        n_participants=len({participant for participant, _ in persons}),
+        n_participants=len(people),
         n_rows=len(persons),
         models=tuple(_by_label(embeddings)),
         missing=missing,

@@ -171,13 +171,33 @@ def test_a_mean_of_unknown_values_is_unknown():
     assert weighted_mean([1.0, float("nan"), 4.0], [1, 5, 2]) == pytest.approx(3)
 
 
-def test_the_phenotype_tables_are_valid_bids(tmp_path: Path):
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
     root, out = tmp_path / "fmriprep", tmp_path / "out"
     root.mkdir()
     write_dataset_files(out, [Source(root=root, pipeline="fMRIPrep")], [MODEL])
     predict(out, run_of("01", "a"), age(20, 3), sex(0.4, 3))
     predict(out, run_of("02", "a"), age(20, 3), sex(0.4, 3))
-    before = validate(out)
-    aggregate(out)
-    assert before == ([], 4)
-    assert validate(out) == ([], 8)  # both tables and their sidecars are looked at, not ignored
+    return out
+
+
+def test_the_phenotype_tables_are_valid_bids(dataset: Path):
+    ignored = (dataset / ".bidsignore").read_text()
+    assert validate(dataset) == ([], 4)
+    aggregate(dataset)
+    assert validate(dataset) == ([], 8)  # both tables and their sidecars are looked at, not ignored
+    assert (dataset / ".bidsignore").read_text() == ignored
+
+
+def test_tables_with_sessions_as_rows_are_ignored_as_long_as_they_have_to_be(dataset: Path):
+    second = predict(dataset, run_of("02", "b"), age(20, 3), sex(0.4, 3))
+    aggregate(dataset)
+    assert validate(dataset) == ([], 4)
+    (dataset / ".bidsignore").write_text((dataset / ".bidsignore").read_text().replace("phenotype/neurostorm_*", ""))
+    assert any(error.startswith("TSV_INDEX_VALUE_NOT_UNIQUE") for error in validate(dataset)[0])
+    aggregate(dataset)
+    assert validate(dataset) == ([], 4)
+    for path in (second, second.with_name(second.name.replace("predictions", "embedding"))):
+        path.unlink()
+    aggregate(dataset)
+    assert validate(dataset) == ([], 8)

@@ -15,7 +15,7 @@ from neurostorm_bids import __version__
 from neurostorm_bids.errors import OutputNotWritable
 from neurostorm_bids.inputs.runs import Source
 from neurostorm_bids.outputs.atomic import write_json, write_text
-from neurostorm_bids.outputs.names import APP_DESC, BIDSIGNORE, desc_label
+from neurostorm_bids.outputs.names import APP_DESC, BIDSIGNORE, SESSIONS_AS_ROWS, desc_label
 from neurostorm_bids.outputs.records import ModelRecord
 from neurostorm_bids.outputs.sidecars import TEMPLATEFLOW
 from neurostorm_bids.outputs.tables import Column, read_tsv, tsv_text
@@ -198,10 +198,16 @@ def _description_columns(descriptions: Mapping[str, str]) -> list[Column]:
 # --- .bidsignore and citations ----------------------------------------------------------------------------------
 
 
-def write_bidsignore(output_dir: Path) -> None:
-    """Write the patterns of our own suffixes into .bidsignore, keeping lines that users added."""
+def write_bidsignore(output_dir: Path, *, sessions_as_rows: bool | None = None) -> None:
+    """Write the patterns of our own suffixes into .bidsignore, keeping lines that users added.
+
+    BIDS 1.11 wants each participant once in a phenotype table. Where sessions are rows the group tables cannot be
+    that, and are ignored; None leaves that as it stands.
+    """
     path = output_dir / ".bidsignore"
     present = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if sessions_as_rows is not None:
+        present = [line for line in present if line != SESSIONS_AS_ROWS] + [SESSIONS_AS_ROWS] * sessions_as_rows
     write_text(path, "\n".join([*BIDSIGNORE, *(line for line in present if line not in BIDSIGNORE)]) + "\n")
 
 

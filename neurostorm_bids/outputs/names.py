@@ -26,6 +26,7 @@ BIDSIGNORE = (
     "sub-*_qc.json",
     "sub-*_qc.tsv",
 )
+SESSIONS_AS_ROWS = "phenotype/neurostorm_*"  # ignored only while a participant has more than one row in them
 
 
 def desc_label(model_name: str) -> str:

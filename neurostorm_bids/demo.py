@@ -1,0 +1,123 @@
+"""``neurostorm-demo DIR``: simulate a small dataset, run participant and group level on it, say where to look."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurostorm_bids.errors import NeurostormError, OutputNotWritable, UsageError
+
+# four participants, every second one with two sessions, in both of the usual template spaces; TR and voxel size differ
+# from the model's, so that resampling in space and time is part of what is shown
+PLAN = {
+    "n_subjects": 4,
+    "sessions": (1, 2),
+    "spaces": ("MNI152NLin6Asym", "MNI152NLin2009cAsym"),
+    "zoom_mm": 4.0,
+    "n_volumes": 60,
+    "t_r_s": 2.0,
+    "n_dummies": 2,
+    "seed": 1,
+}
+MARK = "code/simulation.json"  # written by the simulation: tells a demo folder from somebody's data
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``neurostorm-demo``; returns the exit code of the level that failed, or 0."""
+    parser = argparse.ArgumentParser(
+        prog="neurostorm-demo",
+        description="Simulate a small fMRIPrep dataset in DIR/fmriprep and run neurostorm on it with the bundled demo "
+        "model. Needs no network and no data; takes about a minute.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder, or one that the demo made before")
+    try:
+        return run_demo(parser.parse_args(argv).folder.absolute())
+    except NeurostormError as error:
+        print(f"neurostorm-demo: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run_demo(folder: Path) -> int:
+    """Simulate, run both levels, print where the results are; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        The folder holds something that the demo did not make.
+    OutputNotWritable
+        The folder cannot be created.
+    """
+    started = time.monotonic()
+    simulate_dataset(folder)
+    _say(f"Simulated in {time.monotonic() - started:.0f} s. What runs now is what you would type for your own data:")
+    for command in commands(folder):
+        _say(f"\n$ {shlex.join(command)}")
+        code = subprocess.run([sys.executable, "-m", "neurostorm_bids", *command[1:]], check=False).returncode
+        if code:
+            return code
+    _say(_where_to_look(folder, time.monotonic() - started))
+    return 0
+
+
+def simulate_dataset(folder: Path) -> None:
+    """Simulate the demo's input in ``folder/fmriprep``."""
+    root = folder / "fmriprep"
+    if folder.exists() and not (folder.is_dir() and (_is_empty(folder) or (root / MARK).is_file())):
+        raise UsageError(
+            "is not empty, and the demo did not make it",
+            file=folder,
+            expected="a new folder, or one that neurostorm-demo made",
+            remedy="name another folder",
+        )
+    _say(f"Simulating an fMRIPrep dataset of {PLAN['n_subjects']} participants in {root} ...")
+    from neurostorm_bids.simulate import write_dataset  # heavy: not before the arguments were checked
+
+    try:
+        write_dataset(root, **PLAN)
+    except OSError as error:
+        raise OutputNotWritable(
+            f"cannot be written ({error.strerror or error})", file=folder, remedy="name a folder that you may write"
+        ) from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def commands(folder: Path) -> list[list[str]]:
+    """The calls of ``neurostorm`` that the demo makes."""
+    places = [str(folder / "fmriprep"), str(folder / "neurostorm")]
+    work = ["--work-dir", str(folder / "work")]
+    return [
+        ["neurostorm", *places, "participant", "--model", "demo", "--offline", *work],
+        ["neurostorm", *places, "group", "--group-workflow", "aggregate", *work],
+    ]
+
+
+def _where_to_look(folder: Path, seconds: float) -> str:
+    from neurostorm_bids.outputs import read_sidecar
+
+    results = folder / "neurostorm"
+    table = min(results.glob("sub-*/**/*_embedding.tsv"))
+    lines = [
+        f"\nDone in {seconds:.0f} s. Where to look:",
+        f"  {table}\n      the embedding of one run, a row per clip; the .json beside it says how it was made",
+        f"  {results / 'phenotype' / 'neurostorm_embeddings.tsv'}\n      a row per participant and session",
+        f"  {results / 'README.md'}\n      what every other file is",
+    ]
+    if not read_sidecar(table)["Model"]["Trained"]:
+        lines.append("The demo model was never trained: its numbers show the format and say nothing about people.")
+    return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
