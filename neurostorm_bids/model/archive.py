@@ -167,7 +167,9 @@ def _unreadable(path: Path, fault: str) -> ModelFileUnreadable:
 
 
 def _first_line(error: BaseException) -> str:
-    text = (str(error) or type(error).__name__).splitlines()[-1 if isinstance(error, UnpicklingError) else 0]
+    if isinstance(error, UnpicklingError) and error.__context__ is not None:
+        error = error.__context__  # torch wraps it in advice to load the file unsafely, which must not reach a user
+    text = (str(error) or type(error).__name__).splitlines()[0]
     return "".join(character for character in text if character.isprintable())[:200]
 
 
