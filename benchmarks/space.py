@@ -92,7 +92,7 @@ def _write_composite(path: Path, rng: np.random.Generator) -> None:
 # --- the two sides ----------------------------------------------------------------------------------------------
 
 
-def ours(folder: Path) -> np.ndarray:
+def ours(folder: Path, threads: int) -> np.ndarray:
     """Every volume through the space stage; returns the sum of the volumes."""
     from neurostorm_bids.inputs.runs import BoldImage, BoldRun, Source, TransformFile
     from neurostorm_bids.space import NEUROSTORM_2MM, choose_route, to_grid
@@ -103,7 +103,7 @@ def ours(folder: Path) -> np.ndarray:
         TransformFile(folder / "T1w_to_template.h5", "T1w", "MNI152NLin6Asym"),
     )
     run = BoldRun(Source(folder, "fMRIPrep"), {"sub": "01"}, (image,), transforms=transforms, t_r_s=0.8)
-    series = to_grid(choose_route(run, NEUROSTORM_2MM), NEUROSTORM_2MM)
+    series = to_grid(choose_route(run, NEUROSTORM_2MM), NEUROSTORM_2MM, threads=threads)
     return sum_of(series.volumes())
 
 
@@ -147,7 +147,7 @@ def worker(side: str, folder: Path, n_volumes: int, threads: int) -> None:
     if side == "make":
         return make_run(folder, n_volumes)
     started = time.perf_counter()
-    total = ours(folder) if side == "ours" else simpleitk(folder, threads)
+    total = ours(folder, threads) if side == "ours" else simpleitk(folder, threads)
     seconds = time.perf_counter() - started
     np.save(folder / f"{side}.npy", total)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -360,6 +360,13 @@ def test_a_series_that_never_changes_is_refused(disc):
         list(series.volumes())
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "lanczos"])
+def test_threads_do_not_change_a_byte(disc, interpolation: str):
+    route = choose_route(run_of(disc(box(SHAPES["oblique"]))), SMALL, interpolation=interpolation)
+    one, three = (first(to_grid(route, SMALL, threads=threads)) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
 def test_observers_see_what_the_reader_sees(disc):
     seen: list[np.ndarray] = []
     read = list(series_of(disc(box(SHAPES["oblique"]))).observed_by(seen.append).volumes(1))

@@ -9,7 +9,11 @@ takes the nearest voxels there are; any other point outside the image is 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,54 +27,78 @@ LANCZOS_RADIUS = 5  # voxels, as SimpleITK's sitkLanczosWindowedSinc; like ITK's
 LANCZOS_CHUNK = 1024  # points worked on at a time: their taps fit the cache
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A linear map from the voxels of an image to the voxels of a grid.
+class Sampler(ABC):
+    """A map from the voxels of an image (Fortran order, as they lie in a file) to those of a grid (C order).
 
-    ``weights`` has a row for each grid voxel (C order) and a column for each image voxel (Fortran order, as
-    volumes lie in a file).
+    Each grid voxel is computed alone, so the result does not depend on the number of threads.
     """
 
-    weights: csr_matrix
-    shape: tuple[int, int, int]
+    def __init__(self, rows: np.ndarray, shape: tuple[int, int, int], threads: int) -> None:
+        self._rows, self._shape, self._threads = rows, shape, threads  # rows: flat grid voxels inside the image
 
     def __call__(self, volume: np.ndarray) -> np.ndarray:
         """A volume on the grid; zero outside the image.  # (x, y, z) -> (X, Y, Z) float32"""
-        return (self.weights @ volume.ravel(order="F")).reshape(self.shape)
-
-    def inside(self) -> np.ndarray:
-        """Which grid voxels lie inside the image.  # (X, Y, Z) bool"""
-        return (np.diff(self.weights.indptr) > 0).reshape(self.shape)
-
-
-class LanczosSampler:
-    """The same map with the Lanczos-windowed sinc kernel."""
-
-    def __init__(self, places: np.ndarray, shape: tuple[int, ...], grid: Grid) -> None:
-        inside = is_inside(places, shape)
-        self._rows, self._n_points, self._shape = np.flatnonzero(inside), len(places), grid.shape
-        self._columns, self._weights = _lanczos_axes(places[inside], shape)
-
-    def __call__(self, volume: np.ndarray) -> np.ndarray:
-        """A volume on the grid; zero outside the image.  # (x, y, z) -> (X, Y, Z) float32"""
-        values, flat = np.zeros(self._n_points, dtype=np.float32), volume.ravel(order="F")
-        for begin in range(0, len(self._rows), LANCZOS_CHUNK):
-            chunk = slice(begin, begin + LANCZOS_CHUNK)
-            x, y, z = (columns[chunk] for columns in self._columns)  # (n, taps) each
-            taps = flat[z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]]
-            for weights in self._weights:  # x, y, z: the last axis goes first
-                taps = np.einsum("n...i,ni->n...", taps, weights[chunk])
-            values[self._rows[chunk]] = taps
+        flat, values = volume.ravel(order="F"), np.zeros(int(np.prod(self._shape)), dtype=np.float32)
+        jobs = self._jobs(flat, values)
+        if self._threads == 1:
+            for job in jobs:
+                job()
+        else:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for done in [pool.submit(job) for job in jobs]:
+                    done.result()
         return values.reshape(self._shape)
 
     def inside(self) -> np.ndarray:
         """Which grid voxels lie inside the image.  # (X, Y, Z) bool"""
-        inside = np.zeros(self._n_points, dtype=bool)
+        inside = np.zeros(int(np.prod(self._shape)), dtype=bool)
         inside[self._rows] = True
         return inside.reshape(self._shape)
 
+    @abstractmethod
+    def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
+        """Calls that fill disjoint parts of ``values``."""
 
-def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpolation) -> Sampler | LanczosSampler:
+
+class MatrixSampler(Sampler):
+    """The map as a sparse matrix, a block of rows for each thread."""
+
+    def __init__(self, weights: csr_matrix, shape: tuple[int, int, int], threads: int) -> None:
+        super().__init__(np.flatnonzero(np.diff(weights.indptr)), shape, threads)
+        cuts = np.linspace(0, weights.shape[0], threads + 1).astype(int)
+        self._blocks = [(slice(a, b), weights[a:b]) for a, b in pairwise(cuts)]
+
+    def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
+        for rows, weights in self._blocks:
+            yield partial(_multiply, weights, flat, values[rows])
+
+
+def _multiply(weights: csr_matrix, flat: np.ndarray, out: np.ndarray) -> None:
+    out[:] = weights @ flat
+
+
+class LanczosSampler(Sampler):
+    """The map with the Lanczos-windowed sinc kernel, its taps gathered anew for each volume."""
+
+    def __init__(self, image: Grid, points: np.ndarray, shape: tuple[int, int, int], threads: int) -> None:
+        places = voxel_coordinates(image, points)
+        rows = np.flatnonzero(is_inside(places, image.shape))
+        super().__init__(rows, shape, threads)
+        self._columns, self._weights = _lanczos_axes(places[rows], image.shape)
+
+    def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
+        for begin in range(0, len(self._rows), LANCZOS_CHUNK):
+            yield partial(self._fill, slice(begin, begin + LANCZOS_CHUNK), flat, values)
+
+    def _fill(self, chunk: slice, flat: np.ndarray, values: np.ndarray) -> None:
+        x, y, z = (columns[chunk] for columns in self._columns)  # (n, taps) each
+        taps = flat[z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]]
+        for weights in self._weights:  # x, y, z: the last axis goes first
+            taps = np.einsum("n...i,ni->n...", taps, weights[chunk])
+        values[self._rows[chunk]] = taps
+
+
+def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpolation, *, threads: int = 1) -> Sampler:
     """Map from an image to a grid whose voxels lie at ``points`` in the image's space.
 
     Parameters
@@ -81,10 +109,12 @@ def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpol
         World coordinates (mm) in the space of the image, one for each grid voxel in C order.  # (n, 3)
     interpolation : {"linear", "nearest", "lanczos"}
         Kernel.
+    threads : int
+        Threads that share a volume.
     """
     if interpolation == "lanczos":
-        return LanczosSampler(voxel_coordinates(image, points), image.shape, grid)
-    return Sampler(weight_matrix(image, points, interpolation), grid.shape)
+        return LanczosSampler(image, points, grid.shape, threads)
+    return MatrixSampler(weight_matrix(image, points, interpolation), grid.shape, threads)
 
 
 def weight_matrix(image: Grid, points: np.ndarray, kernel: Literal["linear", "nearest"]) -> csr_matrix:

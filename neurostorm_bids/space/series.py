@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from neurostorm_bids.ahead import ahead
 from neurostorm_bids.errors import ConstantSeries, NonFiniteVoxels
 from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid
 from neurostorm_bids.space.header import judged_t_r_s
 from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
 from neurostorm_bids.space.nifti import NiftiFile, open_series
-from neurostorm_bids.space.resample import LanczosSampler, Sampler, sampler
+from neurostorm_bids.space.resample import Sampler, sampler
 from neurostorm_bids.space.routes import PARTICIPANT_SPACES, Route
 from neurostorm_bids.space.transforms import points_through
 
@@ -41,6 +42,7 @@ class GridSeries:
     _bold: NiftiFile = field(repr=False)
     _mask_file: NiftiFile | None = field(repr=False)
     _cache_dir: Path | None = field(default=None, repr=False)
+    _threads: int = field(default=1, repr=False)
     _observers: tuple[Callable[[np.ndarray], None], ...] = field(default=(), repr=False)
 
     @property
@@ -101,20 +103,20 @@ class GridSeries:
         return read_mask(self._mask_file)
 
     @cached_property
-    def _resample(self) -> Sampler | LanczosSampler:
+    def _resample(self) -> Sampler:
         # on the lattice every point is a voxel centre, whatever the kernel
         return self._sampled_by("nearest" if self.route.kind == "lattice" else self.route.interpolation)
 
-    def _sampled_by(self, interpolation: Interpolation) -> Sampler | LanczosSampler:
+    def _sampled_by(self, interpolation: Interpolation) -> Sampler:
         files = self.route.files[::-1]  # points move against the images
         points = points_through(self.grid, files, self._cache_dir)
-        return sampler(self.route.geometry, self.grid, points, interpolation)
+        return sampler(self.route.geometry, self.grid, points, interpolation, threads=self._threads)
 
 
 _CACHED = ("mask", "brain", "inside", "_source_mask", "_resample")
 
 
-def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None) -> GridSeries:
+def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None, threads: int = 1) -> GridSeries:
     """Open a run along its route: headers are read and checked now, voxels when the volumes are asked for.
 
     Parameters
@@ -125,6 +127,8 @@ def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None) -> GridS
         The grid of the model.
     cache_dir : Path, optional
         Folder that keeps the grid's voxels as mapped through large transforms, for the participant's other runs.
+    threads : int
+        Threads that share a volume; the result does not depend on them.
 
     Raises
     ------
@@ -139,7 +143,7 @@ def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None) -> GridS
         mask_file = open_mask(route.image.mask, route.geometry, in_template=in_template)
     else:
         warnings += (f"{bold.path.name}: no brain mask was found; one is computed from the mean image",)
-    return GridSeries(route, grid, t_r_s, (*route.warnings, *warnings), bold, mask_file, cache_dir)
+    return GridSeries(route, grid, t_r_s, (*route.warnings, *warnings), bold, mask_file, cache_dir, threads)
 
 
 class _Watch:
