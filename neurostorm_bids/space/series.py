@@ -83,7 +83,7 @@ class GridSeries:
             After the last volume.
         """
         watch = _Watch(self._bold, np.flatnonzero(self._source_mask.ravel(order="F") > 0))
-        for volume in self._bold.volumes(start):
+        for volume in ahead(self._bold.volumes(start)):
             on_grid = self._resample(watch.checked(volume))
             for observe in self._observers:
                 observe(on_grid)
