@@ -22,6 +22,8 @@ from neurostorm_bids.model.scan import Backend, load_backend, resolve_backend
 from neurostorm_bids.model.strd import RedundancyDropout
 from neurostorm_bids.model.windows import Size, WindowLayout, sizes_of
 
+ROWS_AT_ONCE = 2**14  # tokens that an MLP takes at a time
+
 
 class Backbone(nn.Module):
     """Patch embedding, then stages of window blocks with patch merging between them: what all models share.
@@ -260,7 +262,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., c) -> the same"""
-        return self.linear2(F.gelu(self.linear1(x)))
+        # in parts: the hidden layer is the widest tensor of the model, and whole it is far larger than any cache
+        parts = x.flatten(0, -2).split(ROWS_AT_ONCE)
+        return torch.cat([self.linear2(F.gelu(self.linear1(part))) for part in parts]).view(x.shape)
 
 
 class PatchMerging(nn.Module):

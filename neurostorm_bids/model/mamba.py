@@ -41,7 +41,7 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix the tokens of each window.  # (w, l, c) -> (w, l, c)"""
-        u, z = self.in_proj(tokens).chunk(2, dim=-1)  # (w, l, d) each
+        u, z = (F.linear(tokens, half) for half in self.in_proj.weight.chunk(2))  # (w, l, d) each, contiguous
         u = F.silu(self._causal_convolution(u))  # (w, l, d)
         delta, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)  # (w, l, r), (w, l, s) x 2
         delta = F.linear(delta, self.dt_proj.weight)  # (w, l, d); the scan adds the bias before its softplus

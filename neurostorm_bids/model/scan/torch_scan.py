@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from neurostorm_bids.model.scan import Backend, Scan
 
+NUMBERS_AT_ONCE = 2**19  # of decays; 2 MB in float32
 CHUNK = 16  # steps whose states the backward keeps at a time; about the root of 256, which makes memory smallest
 
 # step, u, A, B, C -> y, without skip and gate
@@ -44,15 +45,20 @@ def _scan_with(recurrence: Recurrence) -> Scan:
 
 
 def sequential(step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The recurrence as the paper writes it, one token after another; autograd does its backward."""
-    decay = torch.exp(torch.einsum("wld,ds->wlds", step, A))  # (w, l, d, s)
-    drive = torch.einsum("wld,wls->wlds", step * u, B)  # (w, l, d, s)
-    state = torch.zeros_like(decay[:, 0])  # (w, d, s)
+    """The recurrence as published, one token after another; autograd does its backward.
+
+    Channels come first and all decays are made at once, as in the published plain implementation: it is also what
+    speed is measured against.
+    """
+    step, u = step.transpose(1, 2), u.transpose(1, 2)  # (w, d, l)
+    decay = torch.exp(torch.einsum("wdl,ds->wdls", step, A))  # (w, d, l, s)
+    drive = torch.einsum("wdl,wls,wdl->wdls", step, B, u)  # (w, d, l, s)
+    state = torch.zeros_like(decay[:, :, 0])  # (w, d, s)
     outputs = []
-    for token in range(u.shape[1]):
-        state = decay[:, token] * state + drive[:, token]
+    for token in range(u.shape[2]):
+        state = decay[:, :, token] * state + drive[:, :, token]
         outputs.append(torch.einsum("wds,ws->wd", state, C[:, token]))
-    return torch.stack(outputs, dim=1)  # (w, l, d)
+    return torch.stack(outputs, dim=2).transpose(1, 2)  # (w, l, d)
 
 
 def vectorised(step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -74,17 +80,26 @@ def _forward(
     rates = A.t().contiguous()  # (s, d)
     steps, drives, Bs, Cs = map(_token_first, (step, step * u, B, C))  # (l, w, d | s)
     state = u.new_zeros(windows, len(rates), channels)  # (w, s, d): channels last, each pass is over contiguous rows
-    decay = torch.empty_like(state)
-    y = u.new_empty(length, windows, 1, channels)
+    at_once = tokens_at_once(state.numel())
+    buffers = state.new_empty(2, at_once, *state.shape)  # two: the last state of a part is needed in the next
+    y = u.new_empty(length, windows, channels)
     starts = []
-    per_token = steps.unsqueeze(2), drives.unsqueeze(2), Bs.unsqueeze(3), Cs.unsqueeze(2), y
-    for token, (step_t, drive_t, B_t, C_t, y_t) in enumerate(zip(*per_token, strict=True)):
-        if keep and token % CHUNK == 0:
-            starts.append(state.clone())
-        torch.mul(step_t, rates, out=decay).exp_()
-        state.mul_(decay).addcmul_(drive_t, B_t)
-        torch.bmm(C_t, state, out=y_t)
-    return y.squeeze(2).transpose(0, 1), starts
+    for part, first in enumerate(range(0, length, at_once)):
+        tokens = slice(first, first + at_once)
+        states = buffers[part % 2, : len(steps[tokens])]  # (tokens, w, s, d), at first their decays
+        torch.mul(steps[tokens].unsqueeze(2), rates, out=states).exp_()
+        rows = states.unbind(), drives[tokens].unsqueeze(2).unbind(), Bs[tokens].unsqueeze(3).unbind()
+        for token, (now, drive, B_t) in enumerate(zip(*rows, strict=True), start=first):
+            if keep and token % CHUNK == 0:
+                starts.append(state.clone())
+            state = now.mul_(state).addcmul_(drive, B_t)
+        torch.matmul(Cs[tokens].unsqueeze(2), states, out=y[tokens].unsqueeze(2))
+    return y.transpose(0, 1), starts
+
+
+def tokens_at_once(numbers: int) -> int:
+    """Tokens whose decays are made in one pass: many of small states (fewer calls), few of large ones (less memory)."""
+    return max(1, min(CHUNK, NUMBERS_AT_ONCE // max(numbers, 1)))
 
 
 def _token_first(tensor: Tensor) -> Tensor:
