@@ -18,16 +18,16 @@ from neurostorm_bids.space.series import GridSeries
 from neurostorm_bids.space.template import template_brain
 
 MOST_OUTSIDE_FOV = 0.10
-LEAST_DICE = 0.85
-MOST_OFFSET_MM = 7.0
-LEAST_CORRELATION = 0.60
+LEAST_DICE = 0.88
+MOST_OFFSET_MM = 6.0
+LEAST_CORRELATION = 0.62
 T_R_RANGE_S = (0.7, 1.0)  # of the data that the published checkpoints were trained on
 
 # figure -> (unit, description), as tables and sidecars state them
 FIGURES: dict[str, tuple[str | None, str]] = {
     "coverage": (None, "Share of the template brain that the run's brain mask covers."),
     "outside_fov": (None, "Share of the template brain outside the run's field of view."),
-    "dice": (None, "Dice overlap of the run's brain mask with the template brain."),
+    "dice": (None, "Dice overlap of the run's brain mask with the template brain, in the field of view."),
     "centroid_offset": ("mm", "Distance between the centroids of brain mask and template brain, in the field of view."),
     "template_correlation": (None, "Correlation of the mean image with the template, over the brain and 12 mm around."),
     "lr_asymmetry": (None, "1 minus the correlation of the mean image with its mirror image, inside the brain mask."),
@@ -146,11 +146,12 @@ def assess(series: GridSeries, tally: Tally) -> RunQuality:
     low, high = T_R_RANGE_S
     overlap = np.count_nonzero(series.brain & template.brain)
     n_template = np.count_nonzero(template.brain)
+    seen = template.brain & series.inside  # a cut field of view is not a misplacement
     return RunQuality(
         coverage=float(overlap / n_template),
-        outside_fov=float(np.count_nonzero(template.brain & ~series.inside) / n_template),
-        dice=float(2 * overlap / (n_template + np.count_nonzero(series.brain))),
-        centroid_offset=_centroid_offset(series, template.brain),
+        outside_fov=float(1 - np.count_nonzero(seen) / n_template),
+        dice=float(2 * overlap / max(1, np.count_nonzero(seen) + np.count_nonzero(series.brain))),
+        centroid_offset=_centroid_offset(series, seen),
         template_correlation=_correlation(mean, template.image, template.region & series.inside),
         lr_asymmetry=_asymmetry(mean, series.brain, series.grid),
         tsnr=tally.tsnr(),
@@ -158,8 +159,7 @@ def assess(series: GridSeries, tally: Tally) -> RunQuality:
     )
 
 
-def _centroid_offset(series: GridSeries, template: np.ndarray) -> float | None:
-    seen = template & series.inside  # a cut field of view moves both centroids alike
+def _centroid_offset(series: GridSeries, seen: np.ndarray) -> float | None:
     if not seen.any() or not series.brain.any():
         return None
     apart = np.argwhere(series.brain).mean(axis=0) - np.argwhere(seen).mean(axis=0)

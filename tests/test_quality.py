@@ -1,0 +1,120 @@
+"""Quality figures see what overlap cannot, and warn where a brain is misplaced."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from space_phantoms import run_of, write_image
+
+from neurostorm_bids.errors import CoverageTooLow
+from neurostorm_bids.inputs.runs import BoldImage
+from neurostorm_bids.space import FIGURES, Grid, RunQuality, Tally, assess, choose_route, require_coverage, to_grid
+from neurostorm_bids.space.quality import coverage
+from neurostorm_bids.space.template import template_brain
+
+GRID = Grid.of((48, 56, 48), [[-4, 0, 0, 94], [0, 4, 0, -130], [0, 0, 4, -78], [0, 0, 0, 1]], "MNI152NLin6Asym")
+N_VOLUMES = 6
+
+
+def run(folder: Path, *, shift_mm=(0, 0, 0), rows: slice = slice(None), t_r_s: float = 0.8, sd: float = 20):
+    """The template brain as a run, moved by its affine, with a field of view of some sagittal rows only."""
+    brain = template_brain(GRID)
+    rng = np.random.default_rng(0)
+    still = np.where(brain.brain, 300 + 600 * brain.image, 40)
+    data = still[..., None] + rng.normal(0, sd, (*GRID.shape, N_VOLUMES)) * brain.brain[..., None]
+    affine = GRID.matrix
+    affine[:3, 3] += affine[:3, :3] @ [range(GRID.shape[0])[rows][0], 0, 0] + shift_mm
+    bold = write_image(folder / "bold.nii", data[rows].astype(np.float32), affine)
+    mask = write_image(folder / "mask.nii", brain.brain[rows].astype(np.uint8), affine)
+    return run_of(BoldImage(bold, GRID.template, mask), t_r_s=t_r_s)
+
+
+def quality_of(folder: Path, **kwargs) -> RunQuality:
+    series = to_grid(choose_route(run(folder, **kwargs), GRID), GRID)
+    tally = Tally(series)
+    assert sum(1 for _ in series.observed_by(tally.add).volumes()) == N_VOLUMES
+    return assess(series, tally)
+
+
+def test_the_template_is_where_the_grid_says():
+    brain = template_brain(GRID)
+    centre = (np.argwhere(brain.brain) @ GRID.matrix[:3, :3].T + GRID.matrix[:3, 3]).mean(axis=0)
+    np.testing.assert_allclose(centre, [0, -19, 8], atol=4)
+    assert brain.brain.sum() * 64 == pytest.approx(1.88e6, rel=0.05)  # mm3
+    assert brain.region[brain.brain].all()
+    assert brain.region.sum() > 1.3 * brain.brain.sum()
+
+
+def test_a_well_placed_run_raises_no_warning(tmp_path: Path):
+    quality = quality_of(tmp_path)
+    assert quality.warnings == ()
+    assert quality.coverage == quality.dice == 1
+    assert quality.outside_fov == quality.centroid_offset == 0
+    assert quality.template_correlation > 0.95
+    assert quality.lr_asymmetry < 0.1
+    assert quality.t_r_in_range
+
+
+def test_tsnr_is_mean_over_sd(tmp_path: Path):
+    noisy, quiet = quality_of(tmp_path, sd=40), quality_of(tmp_path, sd=20)
+    assert quiet.tsnr == pytest.approx(2 * noisy.tsnr, rel=0.02)
+    brain = template_brain(GRID)
+    expected = np.median(300 + 600 * brain.image[brain.brain]) / 20
+    assert quiet.tsnr == pytest.approx(expected, rel=0.15)  # SD of six volumes: median below the true SD
+
+
+@pytest.mark.parametrize("shift_mm", [(12, 0, 0), (0, -12, 0), (0, 0, 12)])
+def test_a_shift_is_measured_and_warned_of(tmp_path: Path, shift_mm):
+    quality = quality_of(tmp_path, shift_mm=shift_mm)
+    assert quality.centroid_offset == pytest.approx(12, abs=1)
+    assert any("off the template's centre" in warning for warning in quality.warnings)
+    assert quality.template_correlation < 0.9
+
+
+def test_a_cut_field_of_view_is_told_from_a_misplacement(tmp_path: Path):
+    quality = quality_of(tmp_path, rows=slice(0, 27))
+    brain = template_brain(GRID).brain
+    cut = 1 - brain[:27].sum() / brain.sum()
+    assert quality.outside_fov == pytest.approx(cut) and cut > 0.3
+    assert quality.coverage == pytest.approx(1 - cut)
+    assert quality.dice == 1 and quality.centroid_offset == 0
+    assert quality.warnings == (f"{cut:.0%} of the template brain is outside the image",)
+
+
+def test_too_little_coverage_is_refused_before_voxels_are_read(tmp_path: Path):
+    series = to_grid(choose_route(run(tmp_path, rows=slice(0, 20)), GRID), GRID)
+    assert 0 < coverage(series) < 0.5
+    require_coverage(series, coverage(series))
+    with pytest.raises(CoverageTooLow, match=r"covers \d+% of the template brain.*--min-coverage"):
+        require_coverage(series, 0.5)
+
+
+def test_a_repetition_time_the_checkpoints_never_saw_is_flagged(tmp_path: Path):
+    quality = quality_of(tmp_path, t_r_s=2.0)
+    assert not quality.t_r_in_range
+    assert any("repetition time" in warning for warning in quality.warnings)
+
+
+def test_a_lopsided_signal_is_seen(tmp_path: Path):
+    series = to_grid(choose_route(run(tmp_path), GRID), GRID)
+    even, lopsided = Tally(series), Tally(series)
+    for volume in series.volumes():
+        even.add(volume)
+        lopsided.add(volume * np.linspace(0.5, 1.5, GRID.shape[0], dtype=np.float32)[:, None, None])
+    assert assess(series, lopsided).lr_asymmetry > assess(series, even).lr_asymmetry + 0.2
+
+
+def test_figures_that_do_not_exist_are_none(tmp_path: Path):
+    series = to_grid(choose_route(run(tmp_path), GRID), GRID)
+    tally = Tally(series)
+    tally.add(np.zeros(GRID.shape, np.float32))
+    quality = assess(series, tally)
+    assert quality.tsnr is quality.template_correlation is quality.lr_asymmetry is None
+    assert all("resembles" not in warning for warning in quality.warnings)
+
+
+def test_every_figure_is_described():
+    assert [field.name for field in fields(RunQuality)] == list(FIGURES)
