@@ -31,7 +31,8 @@ class Grid:
     def of(cls, shape, affine, template: str) -> Grid:
         """Grid from any array-like affine."""
         matrix = np.asarray(affine, dtype=float)
-        return cls(tuple(int(n) for n in shape), tuple(tuple(float(x) for x in row) for row in matrix), template)
+        x, y, z = (int(n) for n in shape)
+        return cls((x, y, z), tuple(tuple(float(value) for value in row) for row in matrix), template)
 
     @property
     def matrix(self) -> np.ndarray:
