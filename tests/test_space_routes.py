@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -166,32 +168,68 @@ def test_an_empty_file_in_the_cache_is_not_the_transform(image, cached: Path):
         template_transform(NINE, SIX, offline=True)
 
 
-def test_a_failing_network_is_told_from_a_missing_file(templateflow: Path, monkeypatch):
-    requests = pytest.importorskip("requests")
-    api = pytest.importorskip("templateflow.api")
+class Archive(BaseHTTPRequestHandler):
+    """TemplateFlow's archive, holding one file; ``promised`` is the length that it announces."""
 
-    def unreachable(*args, **kwargs):
-        raise requests.exceptions.ConnectionError
+    content, promised = b"transform", 9
 
-    monkeypatch.setattr(api, "get", unreachable)
-    with pytest.raises(TransformUnavailable, match=r"could not be fetched \(ConnectionError\)"):
-        template_transform(NINE, SIX, offline=False)
+    def do_GET(self):
+        found = self.path == f"/tpl-{SIX}/{TEMPLATE_FILE}"
+        self.send_response(200 if found else 404)
+        self.send_header("content-length", str(self.promised if found else 0))
+        self.end_headers()
+        if found:
+            self.wfile.write(self.content)
+
+    def log_message(self, *args):
+        pass
 
 
-def test_a_fetched_file_is_used_and_announced(templateflow: Path, tmp_path: Path, monkeypatch, caplog):
-    api = pytest.importorskip("templateflow.api")
-    fetched = tmp_path / "fetched.h5"
-    fetched.write_bytes(b"transform")
-    asked = {}
+@pytest.fixture
+def archive(templateflow: Path, monkeypatch):
+    """The archive on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("neurostorm_bids.space.templateflow.ARCHIVE", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield Archive
+    server.shutdown()
+    server.server_close()
 
-    def get(template, **query):
-        asked.update(query, template=template)
-        return fetched
 
-    monkeypatch.setattr(api, "get", get)
-    assert template_transform(NINE, SIX, offline=False) == fetched
-    assert asked == {"template": SIX, "from": NINE, "mode": "image", "suffix": "xfm", "extension": ".h5"}
+def test_a_missing_file_is_fetched_once_and_announced(image, archive, templateflow: Path, caplog):
+    route = choose_route(run_of(image(NINE)), SMALL)
+    assert route.files == (templateflow / f"tpl-{SIX}" / TEMPLATE_FILE,)
+    assert route.files[0].read_bytes() == archive.content
     assert TEMPLATE_FILE in caplog.text
+    caplog.clear()
+    assert choose_route(run_of(image(NINE)), SMALL, offline=True).files == route.files
+    assert not caplog.text
+    assert [path.name for path in route.files[0].parent.iterdir()] == [TEMPLATE_FILE]
+
+
+def test_what_is_not_needed_is_not_fetched(image, archive, templateflow: Path):
+    assert choose_route(run_of(image(SIX), image(NINE)), SMALL).kind == "affine"
+    assert not templateflow.exists()
+
+
+def test_half_a_file_is_none(archive, templateflow: Path, monkeypatch):
+    monkeypatch.setattr(archive, "promised", 900)
+    with pytest.raises(TransformUnavailable, match="could not be fetched"):
+        template_transform(NINE, SIX, offline=False)
+    assert not any(path.is_file() for path in templateflow.rglob("*"))
+
+
+def test_an_archive_without_the_file_is_told(archive, templateflow: Path):
+    with pytest.raises(TransformUnavailable, match=r"could not be fetched \(HTTPError\).*Put it there"):
+        template_transform("MNI305", SIX, offline=False)
+
+
+def test_without_a_network_the_file_is_named(templateflow: Path, monkeypatch):
+    monkeypatch.setattr("neurostorm_bids.space.templateflow.ARCHIVE", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(TransformUnavailable, match=rf"ConnectionError.*{TEMPLATE_FILE}"):
+        template_transform(NINE, SIX, offline=False)
 
 
 # --- forced routes ----------------------------------------------------------------------------------------------

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from neurostorm_bids.errors import TransformUnavailable
 
 LOG = logging.getLogger("neurostorm")
+ARCHIVE = "https://templateflow.s3.amazonaws.com"
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
 
 def transform_name(source: str, target: str) -> str:
@@ -39,24 +43,44 @@ def template_transform(source: str, target: str, *, offline: bool) -> Path:
 
 
 def _fetched(source: str, target: str, cached: Path) -> Path:
+    """Fetch the file beside its place and move it there when it is whole.
+
+    TemplateFlow's own client writes in place, so that a second process, or the next call after a break, would take
+    half a file for the transform; and it knows no file of a cache that it has not laid out itself.
+    """
     import requests
 
-    LOG.warning("Fetching %s (about 100 MB) from TemplateFlow", cached.name)
     try:
-        from templateflow import api
-
-        found = api.get(target, mode="image", suffix="xfm", extension=".h5", **{"from": source})
-    except (requests.exceptions.RequestException, OSError, RuntimeError) as error:
+        with requests.get(_url(cached), stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as answer:
+            answer.raise_for_status()
+            n_bytes = int(answer.headers.get("content-length", 0))
+            LOG.warning("Fetching %s (%.0f MB) from TemplateFlow", cached.name, n_bytes / 1e6)
+            _store(answer.iter_content(1 << 20), n_bytes, cached)
+    except (requests.exceptions.RequestException, OSError) as error:
         raise _unavailable(cached, f"could not be fetched ({type(error).__name__})") from None
-    if not isinstance(found, Path) or not found.is_file() or not found.stat().st_size:
-        raise _unavailable(cached, "could not be fetched")
-    return found
+    return cached
+
+
+def _store(chunks: Iterable[bytes], n_bytes: int, cached: Path) -> None:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=cached.parent, suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            written = sum(stream.write(chunk) for chunk in chunks)
+        if not written or n_bytes not in (0, written):
+            raise OSError(f"{written} of {n_bytes} bytes came")
+        Path(partial).replace(cached)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _url(cached: Path) -> str:
+    return f"{ARCHIVE}/{cached.parent.name}/{cached.name}"
 
 
 def _unavailable(cached: Path, fault: str) -> TransformUnavailable:
     return TransformUnavailable(
         f"the template transform {cached.name} {fault}",
         expected=f"it at {cached}",
-        remedy=f"Put it there, or set TEMPLATEFLOW_HOME to the cache that has it (source: "
-        f"https://templateflow.s3.amazonaws.com/{cached.parent.name}/{cached.name})",
+        remedy=f"Put it there, or set TEMPLATEFLOW_HOME to the cache that has it (source: {_url(cached)})",
     )
