@@ -483,10 +483,16 @@ def test_input_type_without_a_reader(cohort):
 
 
 def test_database_is_made_reused_and_never_renewed(cohort, tmp_path):
+    surfaces = ["space-fsaverage5_hemi-L.func.gii", "space-fsLR_den-91k_bold.dtseries.nii"]
+    build(cohort, [*run_files("sub-04_ses-1_task-rest"), *anat_files("sub-04"), *run_files("sub-05_task-x", surfaces)])
     walked = find(cohort)
+    assert len(walked.runs) == 13 and "only surface data" in str(walked.rejected[0])
     before = snapshot(cohort)
     folder = tmp_path / "db"
-    assert find(cohort, bids_database_dir=folder).runs == walked.runs
+    indexed = find(cohort, bids_database_dir=folder)
+    assert indexed.runs == walked.runs and [str(one) for one in indexed.rejected] == [
+        str(one) for one in walked.rejected
+    ]
     assert snapshot(cohort) == before
     made = snapshot(folder)
     build(cohort, run_files("sub-01_ses-3_task-rest", [PREPROC]))

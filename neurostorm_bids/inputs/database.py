@@ -7,11 +7,11 @@ import re
 import shutil
 import uuid
 import warnings
+from functools import cache
 from pathlib import Path
 
 from neurostorm_bids.errors import DatabaseUnusable
-
-LEFT_OUT = (re.compile(r"/(figures|log)(/|$)"),)
+from neurostorm_bids.inputs.names import asked_suffixes
 
 
 def indexed_paths(root: Path, participant: str, database_dir: Path) -> list[str]:
@@ -47,7 +47,7 @@ def _name(root: Path) -> str:
 def _make(participant: Path, folder: Path) -> None:
     # made aside and renamed, so that a killed call leaves no half index to be reused
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    _layout(participant, aside)
+    _layout(participant, None).save(aside)  # written at once: a commit for each step would take a second a participant
     try:
         aside.rename(folder)
     except OSError:  # another call was faster
@@ -56,10 +56,18 @@ def _make(participant: Path, folder: Path) -> None:
             raise
 
 
-def _layout(participant: Path, folder: Path):
+@cache
+def _left_out() -> tuple[re.Pattern, ...]:
+    """What no query asks for: reports, sidecars (read by name), and images of other kinds."""
+    asked = "|".join(sorted(asked_suffixes()))
+    other = rf"/(?!(?:[^/]*_)?(?:{asked})\.|[^/]*\.func\.gii$)[^/]*\.[^/]+$"
+    return re.compile(r"/(figures|log)(/|$)"), re.compile(r"\.json$"), re.compile(other)
+
+
+def _layout(participant: Path, folder: Path | None):
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=list(LEFT_OUT))
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=list(_left_out()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a participant's folder holds no dataset_description.json
         return BIDSLayout(participant, validate=False, is_derivative=True, database_path=folder, indexer=indexer)

@@ -38,7 +38,7 @@ class Dataset:
 
     @property
     def role(self) -> str | None:
-        """What its pipeline does ("preprocessing", "denoising", "other": no BOLD at all), None for one that is not known."""
+        """What its pipeline does: "preprocessing", "denoising", "other" (no BOLD at all), or None where unknown."""
         return io_spec()["pipelines"].get(_plain(self.pipeline), {}).get("kind")
 
 
@@ -64,10 +64,8 @@ def locate(bids_dir: Path, named: tuple[tuple[str, Path], ...] = ()) -> Scope:
     own = _with_bold(describe(bids_dir))
     extra = tuple(_only(_with_bold(describe(path))) for _, path in named)
     if own.kind == "derivative":
-        derivatives, raw = (
-            (own, *(one for one in extra if one.root.resolve() != own.root.resolve())),
-            _raw_above(own.root),
-        )
+        derivatives = (own, *(one for one in extra if one.root.resolve() != own.root.resolve()))
+        raw = _raw_above(own.root)
     else:
         raw = own if own.kind == "raw" else None
         derivatives = extra or (_search(own),)

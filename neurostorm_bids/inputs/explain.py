@@ -14,6 +14,7 @@ from neurostorm_bids.inputs.queries import Queries
 from neurostorm_bids.inputs.tree import File
 
 USABLE_SPACE = "--output-spaces MNI152NLin6Asym:res-2"
+SHOWN = 3  # files named for one run
 VOLUME = Query.of({"datatype": "func", "suffix": "bold", "extension": [".nii.gz", ".nii"]})
 
 
@@ -87,7 +88,8 @@ def all_faulty(group: Group, faults: Iterable[NeurostormError]) -> RunUnusable:
         (fault,) = faults
         return RunUnusable(fault.fault, file=fault.file, expected=fault.expected, remedy=fault.remedy)
     first = faults[0]
-    paths = ", ".join(str(fault.file) for fault in faults)
+    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    paths = ", ".join(str(fault.file) for fault in faults[:SHOWN]) + more
     return RunUnusable(
         f"{group.name} has no usable image: {first.fault}", file=paths, expected=first.expected, remedy=first.remedy
     )

@@ -44,6 +44,13 @@ def io_spec() -> Mapping[str, Any]:
 
 
 @cache
+def asked_suffixes() -> frozenset[str]:
+    """Suffixes that some query asks for ("bold", "xfm", ...)."""
+    asked = [query["suffix"] for alternatives in io_spec()["queries"].values() for query in alternatives]
+    return frozenset(suffix for one in asked for suffix in (one if isinstance(one, list) else [one]) if suffix)
+
+
+@cache
 def grammar() -> tuple[tuple[str, Any], ...]:
     """Name and compiled pattern of every entity that PyBIDS or ``io_spec.json`` knows."""
     from bids.layout import Config

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from neurostorm_bids.inputs.database import indexed_paths
-from neurostorm_bids.inputs.names import Entities, io_spec, parse_name
+from neurostorm_bids.inputs.names import Entities, asked_suffixes, parse_name
 
 DATATYPES = ("func", "anat")
 
@@ -90,10 +89,4 @@ def _folder_names(folder: Path) -> list[str]:
 
 def _is_asked_for(name: str) -> bool:
     stem, _, extension = name.partition(".")
-    return extension != "json" and (stem.rpartition("_")[2] in _suffixes() or extension == "func.gii")
-
-
-@cache
-def _suffixes() -> frozenset[str]:
-    asked = [query["suffix"] for alternatives in io_spec()["queries"].values() for query in alternatives]
-    return frozenset(suffix for one in asked for suffix in (one if isinstance(one, list) else [one]) if suffix)
+    return extension != "json" and (stem.rpartition("_")[2] in asked_suffixes() or extension == "func.gii")
