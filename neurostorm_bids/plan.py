@@ -13,7 +13,7 @@ from neurostorm_bids.inputs import Selection
 from neurostorm_bids.inputs.motion import read_motion
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model
-from neurostorm_bids.process import plan_clips
+from neurostorm_bids.prepare import plan_clips
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import Route, choose_route, to_grid
 

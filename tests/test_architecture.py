@@ -13,7 +13,21 @@ PACKAGE = Path(__file__).resolve().parents[1] / "neurostorm_bids"
 # every stage may import those before it; recipes may import all
 ORDER = ["errors", "settings", "inputs", "space", "clips", "model", "outputs", "report"]
 BRANCH = ["training", "evaluation"]  # after model, before outputs
-RECIPES = {"participant", "group", "aggregate", "demo", "cli", "models_cli", "environment", "workflow", "multiproc", "plan", "process", "resume"}
+RECIPES = {
+    "participant",
+    "group",
+    "aggregate",
+    "demo",
+    "cli",
+    "models_cli",
+    "environment",
+    "workflow",
+    "multiproc",
+    "plan",
+    "prepare",
+    "process",
+    "resume",
+}
 FREE = {"ahead", "simulate", "data", "csrc"}
 HEAVY = ("torch", "nibabel", "bids", "nipype", "numpy", "pandas", "nilearn", "templateflow")
 

@@ -147,7 +147,7 @@ def test_an_unforeseen_fault_is_contained(dataset, capfd, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("neurostorm_bids.process.read_motion", broken)
+    monkeypatch.setattr("neurostorm_bids.prepare.read_motion", broken)
     assert call(dataset) == 65
     err = capfd.readouterr().err
     assert "sub-02_task-rest: an unforeseen ZeroDivisionError: of all things. Please report it" in err
