@@ -58,12 +58,12 @@ class GridSeries:
     @cached_property
     def mask(self) -> np.ndarray:
         """Linearly interpolated brain mask > 0: the foreground, as the reference has it.  # (X, Y, Z) bool"""
-        return self._sampled_by("linear")(self._source_mask) > 0
+        return self._by("linear")(self._source_mask) > 0
 
     @cached_property
     def brain(self) -> np.ndarray:
         """Brain mask by nearest neighbour, for figures.  # (X, Y, Z) bool"""
-        return self._sampled_by("nearest")(self._source_mask) >= 0.5
+        return self._by("nearest")(self._source_mask) >= 0.5
 
     @cached_property
     def inside(self) -> np.ndarray:
@@ -102,15 +102,24 @@ class GridSeries:
             return computed_mask(self._bold, self.route.geometry)
         return read_mask(self._mask_file)
 
+    @property
+    def _kernel(self) -> Interpolation:
+        # on the lattice every point is a voxel centre, whatever the kernel
+        return "nearest" if self.route.kind == "lattice" else self.route.interpolation
+
     @cached_property
     def _resample(self) -> Sampler:
-        # on the lattice every point is a voxel centre, whatever the kernel
-        return self._sampled_by("nearest" if self.route.kind == "lattice" else self.route.interpolation)
+        return self._sampled_by(self._kernel)
 
-    def _sampled_by(self, interpolation: Interpolation) -> Sampler:
+    def _by(self, kernel: Interpolation) -> Sampler:
+        """The sampler of a kernel; that of the volumes where it does the same."""
+        same = kernel == self._kernel or self.route.kind == "lattice"
+        return self._resample if same else self._sampled_by(kernel)
+
+    def _sampled_by(self, kernel: Interpolation) -> Sampler:
         files = self.route.files[::-1]  # points move against the images
         points = points_through(self.grid, files, self._cache_dir)
-        return sampler(self.route.geometry, self.grid, points, interpolation, threads=self._threads)
+        return sampler(self.route.geometry, self.grid, points, kernel, threads=self._threads)
 
 
 _CACHED = ("mask", "brain", "inside", "_source_mask", "_resample")
