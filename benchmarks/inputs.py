@@ -1,6 +1,6 @@
 """How long finding the runs of many participants takes, and what memory it needs.
 
-    python benchmarks/inputs.py --participants 1000
+    python -m benchmarks.inputs [--participants 1000]
 
 A participant has three runs in three spaces and 134 files, as fMRIPrep 21 wrote ds000001; images are stubs of a few
 bytes. The tree is made in a temporary folder (134,000 files for 1,000 participants) and removed.
@@ -65,17 +65,18 @@ def measure(root: Path, **options) -> str:
     return f"{len(found.runs)} runs in {seconds:.2f} s, {peak_mib() - before:.0f} MiB"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Build, measure one participant and then all, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--participants", type=int, default=1000)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "fmriprep"
         build(root, arguments.participants)
         print("one participant:", measure(root, participant_label=("00000",)))
         print(f"{arguments.participants} participants:", measure(root))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

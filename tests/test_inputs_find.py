@@ -179,6 +179,7 @@ def test_a_volume_twice_compressed_and_not(tmp_path):
     [
         (["sub-01"], {"1": "sub-01", "2": "sub-01"}),
         (["sub-01_ses-1", "sub-01_ses-2"], {"1": "sub-01_ses-1", "2": "sub-01_ses-2"}),
+        (["sub-01", "sub-01_ses-1"], {"1": "sub-01_ses-1", "2": "sub-01"}),  # its own goes before the common one
         (["sub-01_ses-1"], {"1": "sub-01_ses-1", "2": "sub-01_ses-1"}),  # anatomy in one session alone
         (["sub-01_ses-0", "sub-01_ses-1"], {"1": "sub-01_ses-1", "2": None}),  # which one is not stated
         (["sub-01_ses-1_run-1"], {"1": "sub-01_ses-1_run-1", "2": "sub-01_ses-1_run-1"}),
@@ -207,6 +208,9 @@ def test_anatomy_from_another_dataset(tmp_path):
     run = only(find(root, derivatives=(("anat", anat),)))
     assert ends(run) == {"T1w>MNI152NLin6Asym", "MNI152NLin6Asym>T1w"}
     assert run.source.root == root
+    build(root, anat_files("sub-01"))  # its own now: they go before the other dataset's
+    run = only(find(root, derivatives=(("anat", anat),)))
+    assert len(run.transforms) == 2 and all(one.path.is_relative_to(root) for one in run.transforms)
 
 
 def test_masks_of_a_denoised_dataset_from_its_preprocessed_one(tmp_path):
