@@ -3,9 +3,9 @@
     python -m benchmarks.clip_store [--frames 200] [--reads 40] [--repeats 5]
 
 One run at full size (96x96x96, 2 mm brain) with an outlier voxel: bytes a frame, clips of 20 frames a second from
-random places, decoded to what the model reads (1, 96, 96, 96, 20) float32, and the error of what is read against float32 in
-units of the run's temporal SD. All layouts are read in turn within each repeat, from a warm page cache, on one thread;
-the best repeat of each counts. Needs zarr beside the package.
+random places, decoded to what the model reads (1, 96, 96, 96, 20) float32, and the error of what is read against
+float32 in units of the run's temporal SD. All layouts are read in turn within each repeat, from a warm page cache, on
+one thread; the best repeat of each counts. Needs zarr beside the package.
 """
 
 from __future__ import annotations
