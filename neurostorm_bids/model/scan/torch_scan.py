@@ -5,6 +5,7 @@ Both take and return token-major tensors (w, l, d); see `neurostorm_bids.model.s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -77,7 +78,7 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """Outputs (w, l, d), and if kept the state (w, s, d) before every chunk."""
     windows, length, channels = u.shape
-    rates = A.t().contiguous()  # (s, d)
+    rates = halving_rates(A)  # (s, d)
     steps, drives, Bs, Cs = map(_token_first, (step, step * u, B, C))  # (l, w, d | s)
     state = u.new_zeros(windows, len(rates), channels)  # (w, s, d): channels last, each pass is over contiguous rows
     at_once = tokens_at_once(state.numel())
@@ -87,7 +88,7 @@ def _forward(
     for part, first in enumerate(range(0, length, at_once)):
         tokens = slice(first, first + at_once)
         states = buffers[part % 2, : len(steps[tokens])]  # (tokens, w, s, d), at first their decays
-        torch.mul(steps[tokens].unsqueeze(2), rates, out=states).exp_()
+        torch.mul(steps[tokens].unsqueeze(2), rates, out=states).exp2_()
         rows = states.unbind(), drives[tokens].unsqueeze(2).unbind(), Bs[tokens].unsqueeze(3).unbind()
         for token, (now, drive, B_t) in enumerate(zip(*rows, strict=True), start=first):
             if keep and token % CHUNK == 0:
@@ -100,6 +101,14 @@ def _forward(
 def tokens_at_once(numbers: int) -> int:
     """Tokens whose decays are made in one pass: many of small states (fewer calls), few of large ones (less memory)."""
     return max(1, min(CHUNK, NUMBERS_AT_ONCE // max(numbers, 1)))
+
+
+def halving_rates(A: Tensor) -> Tensor:
+    """A in powers of two, states first: exp(step A) = 2 ** (step rate).  # (d, s) -> (s, d)
+
+    On CPUs torch's exp2 takes a third of the time of its exp, at the same precision.
+    """
+    return (A.t() * math.log2(math.e)).contiguous()
 
 
 def _token_first(tensor: Tensor) -> Tensor:
@@ -126,7 +135,7 @@ def _backward(
     grad_y: Tensor, step: Tensor, u: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: list[Tensor]
 ) -> tuple[Tensor, ...]:
     """Gradients of step, u, A, B, C by the adjoint recurrence, chunk by chunk from the end."""
-    rates = A.t().contiguous()  # (s, d)
+    rates, halvings = A.t().contiguous(), halving_rates(A)  # (s, d)
     steps, us, Bs, Cs, grad_ys = map(_token_first, (step, u, B, C, grad_y))  # (l, w, d | s)
     drives = steps * us  # (l, w, d)
     grad_steps, grad_drives, grad_Bs, grad_Cs = map(torch.empty_like, (steps, drives, Bs, Cs))
@@ -134,7 +143,7 @@ def _backward(
     grad_state = torch.zeros_like(grad_rates)
     for chunk, start in reversed(list(enumerate(starts))):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        decays, states = _recompute(steps[at], drives[at], rates, Bs[at], start)
+        decays, states = _recompute(steps[at], drives[at], halvings, Bs[at], start)
         grads = torch.empty_like(decays)  # (l, w, s, d): of each state
         for token in range(len(decays) - 1, -1, -1):
             grad_state.addcmul_(grad_ys[at][token].unsqueeze(1), Cs[at][token].unsqueeze(2))
@@ -151,9 +160,9 @@ def _backward(
     return token_last[0], token_last[1], grad_rates.sum(0).t(), token_last[2], token_last[3]
 
 
-def _recompute(steps: Tensor, drives: Tensor, rates: Tensor, Bs: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _recompute(steps: Tensor, drives: Tensor, halvings: Tensor, Bs: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Decays (l, w, s, d) of a chunk, and its states (l + 1, w, s, d) with the one before it."""
-    decays = (steps.unsqueeze(2) * rates).exp_()
+    decays = (steps.unsqueeze(2) * halvings).exp2_()
     states = start.new_empty(len(steps) + 1, *start.shape)
     states[0] = start
     for token, decay in enumerate(decays):
