@@ -19,6 +19,7 @@ from neurostorm_bids.errors import (
     NeurostormError,
     OutputNotWritable,
     TargetScalerInvalid,
+    TransformUnavailable,
 )
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.runs import BoldRun
@@ -29,6 +30,7 @@ from neurostorm_bids.outputs import (
     check_model_names,
     citation_text,
     outputs_complete,
+    read_sidecar,
     write_dataset_files,
     write_text,
 )
@@ -36,6 +38,7 @@ from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import ModelRequest, model_record, run_task
 from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings, to_toml
+from neurostorm_bids.space import choose_route
 from neurostorm_bids.workflow import Outcome, Task, execute
 
 
@@ -53,6 +56,7 @@ def run_participant(settings: Settings) -> int:
         print(describe_plan(selection, models, settings))
         return OK
     _open_output(settings, selection, models)
+    settings = settle_transforms(selection.runs, models, settings)
     tasks, skipped = _tasks(selection.runs, requests, models, settings, scratch)
     _log_settings(tasks, settings, scratch.name)
     outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
@@ -165,7 +169,49 @@ def _tasks(
 
 def _is_done(run: BoldRun, model: Model, key: str, settings: Settings) -> bool:
     files = RunFiles.of(settings.output_dir, run.entities, template=model.grid.template, model_name=model.name)
-    return outputs_complete([files.embedding, *([files.predictions] if model.targets else [])], key)
+    complete = outputs_complete([files.embedding, *([files.predictions] if model.targets else [])], key)
+    return complete and not _can_be_placed_better(run, model, files, settings)
+
+
+def _can_be_placed_better(run: BoldRun, model: Model, files: RunFiles, settings: Settings) -> bool:
+    """Whether a result for which a transform was missing could now have it."""
+    if not read_sidecar(files.embedding).get("Route", {}).get("Approximate"):
+        return False
+    return _route_offline(run, model, settings) != "affine-approximate"
+
+
+def settle_transforms(runs: Sequence[BoldRun], models: Sequence[Model], settings: Settings) -> Settings:
+    """Fetch the template transform that some run lacks, once and here, before workers could each try.
+
+    Returns
+    -------
+    Settings
+        Offline from here on when it was not to be had, so that no run waits for a dead network again.
+    """
+    if settings.offline or settings.normalization in ("lattice", "affine"):
+        return settings
+    for run in runs:
+        for model in models:
+            if any(image.space == model.grid.template for image in run.images):
+                continue  # nothing could be better; the headers of a large dataset are left alone
+            if _route_offline(run, model, settings) not in ("affine-approximate", None):
+                continue
+            try:
+                choose_route(run, model.grid, normalization="transform", interpolation=settings.interpolation)
+            except TransformUnavailable as error:
+                _say(settings, f"warning: {error}")
+                return replace(settings, offline=True)
+            except NeurostormError:
+                continue  # this run has faults of its own, which are told when it is processed
+    return settings
+
+
+def _route_offline(run: BoldRun, model: Model, settings: Settings) -> str | None:
+    """Kind of the route that needs no network; None where there is none."""
+    try:
+        return choose_route(run, model.grid, normalization=settings.normalization, offline=True).kind
+    except NeurostormError:
+        return None
 
 
 def _log_settings(tasks: Sequence[Task], settings: Settings, call_id: str) -> None:

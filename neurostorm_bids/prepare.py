@@ -20,6 +20,7 @@ from neurostorm_bids.clips import (
 )
 from neurostorm_bids.clips.denoise import DenoisedSeries, confound_regressors, denoised
 from neurostorm_bids.clips.reference import reference_run
+from neurostorm_bids.environment import threads_per_run
 from neurostorm_bids.errors import ConfoundsUnusable, NeurostormError
 from neurostorm_bids.inputs.motion import Motion, read_motion
 from neurostorm_bids.inputs.runs import BoldRun
@@ -71,7 +72,9 @@ def prepare_run(run: BoldRun, spec: InputSpec, settings: Settings) -> PreparedRu
 
 def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> PreparedRun:
     """The default way in: through affines and transforms to the model's grid."""
-    run, series = route.run, to_grid(route, spec.grid)
+    run = route.run
+    cache = settings.work_dir / "cache" / "coordinates"
+    series = to_grid(route, spec.grid, cache_dir=cache, threads=threads_per_run(settings))
     motion = read_motion(run, series.n_volumes)
     timing, windows = plan_clips(series, motion, run.start_time_s, spec, settings)
     require_coverage(series, settings.min_coverage)

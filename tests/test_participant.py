@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -182,8 +183,6 @@ def test_the_methods_text_alone_needs_no_data(tmp_path, capfd):
 
 
 def test_confounds_are_regressed_out_on_request_and_said_so(dataset, capfd):
-    import json
-
     assert call(dataset, "--participant-label", "02", "--denoise", "24P") == 65
     err = capfd.readouterr().err
     assert "desc-confounds_timeseries.tsv" in err
@@ -249,8 +248,6 @@ def test_the_validator_finds_no_error_and_sees_the_tree(dataset):
         ["bids-validator-deno", str(dataset.parent / "out"), "--json"], capture_output=True, text=True,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
-    import json
-
     report = json.loads(done.stdout)
     assert [issue for issue in report["issues"]["issues"] if issue["severity"] == "error"] == []
     assert report["summary"]["totalFiles"] >= 3 * 2 + 4
@@ -276,6 +273,43 @@ def test_models_side_by_side_keep_their_names(dataset, tmp_path):
     tables = {label: read_tsv(dataset.parent / f"out/sub-02/func/sub-02_{RUN}-{label}_embedding.tsv")
               for label in ("demo", "secondone")}  # fmt: skip
     assert tables["demo"] == tables["secondone"]
+
+
+def sidecar_of_run(folder: Path) -> dict:
+    (path,) = folder.rglob("*_embedding.json")
+    return json.loads(path.read_text())
+
+
+def test_the_other_template_is_approximate_until_its_transform_is_there(tmp_path, capfd, monkeypatch):
+    import SimpleITK as sitk
+
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    root = write_dataset(tmp_path / "fmriprep")
+    write_run(root, "sub-01_task-rest", space="MNI152NLin2009cAsym")
+    assert call(root) == 0
+    first = sidecar_of_run(tmp_path / "out")
+    assert (first["Route"]["Kind"], first["Route"]["Approximate"]) == ("affine-approximate", True)
+    assert "tpl-MNI152NLin6Asym_from-MNI152NLin2009cAsym_mode-image_xfm.h5" in capfd.readouterr().err
+    assert call(root) == 0
+    assert "1 were there already" in capfd.readouterr().out
+
+    folder = tmp_path / "templateflow/tpl-MNI152NLin6Asym"
+    folder.mkdir(parents=True)
+    shift = sitk.AffineTransform([1, 0, 0, 0, 1, 0, 0, 0, 1], (0.0, 0.0, 4.0))
+    name = "tpl-MNI152NLin6Asym_from-MNI152NLin2009cAsym_mode-image_xfm.h5"
+    sitk.WriteTransform(shift, str(folder / name))
+    assert call(root) == 0
+    second = sidecar_of_run(tmp_path / "out")
+    assert (second["Route"]["Kind"], second["Route"]["Approximate"]) == ("transform", False)
+    assert any(name in step for step in second["Route"]["Steps"])
+
+
+def test_a_transform_that_is_demanded_and_missing_is_an_error(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    root = write_dataset(tmp_path / "fmriprep")
+    write_run(root, "sub-01_task-rest", space="MNI152NLin2009cAsym")
+    assert call(root, "--normalization", "transform") == 65
+    assert "is not in TemplateFlow's cache, and --offline forbids fetching it" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("flip", [(0,), (1,), (2,), (0, 1, 2)])

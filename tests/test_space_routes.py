@@ -190,7 +190,7 @@ def archive(templateflow: Path, monkeypatch):
     """The archive on this machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Archive)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("neurostorm_bids.space.templateflow.ARCHIVE", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("neurostorm_bids.space.templateflow.archive", lambda: f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield Archive
     server.shutdown()
@@ -226,7 +226,7 @@ def test_an_archive_without_the_file_is_told(archive, templateflow: Path):
 
 
 def test_without_a_network_the_file_is_named(templateflow: Path, monkeypatch):
-    monkeypatch.setattr("neurostorm_bids.space.templateflow.ARCHIVE", "http://127.0.0.1:9")
+    monkeypatch.setattr("neurostorm_bids.space.templateflow.archive", lambda: "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(TransformUnavailable, match=rf"ConnectionError.*{TEMPLATE_FILE}"):
         template_transform(NINE, SIX, offline=False)

@@ -11,7 +11,6 @@ from pathlib import Path
 from neurostorm_bids.errors import TransformUnavailable
 
 LOG = logging.getLogger("neurostorm")
-ARCHIVE = "https://templateflow.s3.amazonaws.com"
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
 
@@ -74,13 +73,23 @@ def _store(chunks: Iterable[bytes], n_bytes: int, cached: Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
+def archive() -> str:
+    """Address of TemplateFlow's archive, as its own package (which lays out its cache on import) states it."""
+    from templateflow.conf import TF_S3_ROOT
+
+    return TF_S3_ROOT
+
+
 def _url(cached: Path) -> str:
-    return f"{ARCHIVE}/{cached.parent.name}/{cached.name}"
+    return f"{archive()}/{cached.parent.name}/{cached.name}"
 
 
 def _unavailable(cached: Path, fault: str) -> TransformUnavailable:
+    target, source = cached.name.removeprefix("tpl-").removesuffix("_mode-image_xfm.h5").split("_from-")
     return TransformUnavailable(
         f"the template transform {cached.name} {fault}",
         expected=f"it at {cached}",
-        remedy=f"Put it there, or set TEMPLATEFLOW_HOME to the cache that has it (source: {_url(cached)})",
+        remedy="Put it there, or set TEMPLATEFLOW_HOME to a cache that has it; on a machine with a network, "
+        f"templateflow.api.get({target!r}, mode='image', suffix='xfm', extension='.h5', **{{'from': {source!r}}}) "
+        "fetches it",
     )
