@@ -10,7 +10,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("neurostorm_bids/csrc")
-FLAGS = ["-O3", "-fvisibility=hidden"]  # never -ffast-math: it loses NaN, and sets flush-to-zero for whoever loads it
+FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off"]
+# never -ffast-math: it loses NaN, and sets flush-to-zero for whoever loads the library; multiply-adds are asked for by name
 VARIANTS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma"],

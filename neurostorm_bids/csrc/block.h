@@ -12,6 +12,8 @@
 #include "team.h"
 
 #define EPSILON 1e-5f
+#define MOST_TAPS 16
+#define MOST_ROWS 64 /* of a chunk */
 #define LINE 16 /* rows of scratch are padded to this many floats */
 
 typedef struct {
@@ -23,9 +25,8 @@ struct ns_block {
     int dim, inner, rank, states, taps, hidden;
     int dim_stride, inner_stride, bc_stride, hidden_stride;
     norm norm1, norm2;
-    matrix in_u, in_z, x_proj, out_proj, fc1, fc2;
+    matrix in_u, in_z, x_proj, dt_proj, out_proj, fc1, fc2;
     float *conv_weight, *conv_bias; /* (taps, inner_stride), (inner_stride) */
-    float *dt_weight, *dt_bias;     /* (rank, inner_stride), (inner_stride) */
     scan_weights scan;
     float *first_state, *first_tail; /* after the prompt tokens: (groups, states, W), (taps - 1, inner_stride) */
 };
@@ -58,31 +59,56 @@ static void norm_free(norm *n)
     free(n->bias);
 }
 
-INLINE void normalise_row(const norm *by, const float *x, float *out)
+INLINE vf sum_of_row(const float *x, int whole, int rest)
 {
-    int n = by->n, whole = n / W * W, rest = n - whole;
-    vf sum = v_zero(), squares = v_zero();
+    vf sum = rest ? v_load_n(x + whole, rest) : v_zero();
     for (int i = 0; i < whole; i += W)
         sum += v_load(x + i);
-    if (rest)
-        sum += v_load_n(x + whole, rest);
-    vf mean = v_set(v_sum(sum) / (float)n);
+    return sum;
+}
+
+INLINE vf squares_of_row(const float *x, int whole, int rest, vf mean)
+{
+    vf d, sum = v_zero();
+    if (rest) {
+        d = v_first(v_load_n(x + whole, rest) - mean, rest);
+        sum = d * d;
+    }
     for (int i = 0; i < whole; i += W) {
-        vf d = v_load(x + i) - mean;
-        squares = v_fma(d, d, squares);
+        d = v_load(x + i) - mean;
+        sum = v_fma(d, d, sum);
     }
-    if (rest) {
-        vf missing = v_zero(), d = v_load_n(x + whole, rest) - mean;
-        v_store_n((float *)&missing, d, rest);
-        squares = v_fma(missing, missing, squares);
+    return sum;
+}
+
+/* LayerNorm of up to W rows at once, so that means and variances are vectors too; a row of NULL becomes zeros */
+INLINE void normalise_few(const norm *by, int count, const float *const *x, float *out, int64_t stride)
+{
+    int n = by->n, rest = n % W, whole = n - rest;
+    vf sums[W], one_over_n = v_set(1.0f / (float)n);
+    float mean[W] __attribute__((aligned(64))), scale[W] __attribute__((aligned(64)));
+    for (int r = 0; r < W; r++)
+        sums[r] = r < count && x[r] ? sum_of_row(x[r], whole, rest) : v_zero();
+    *(vf *)mean = v_sums(sums) * one_over_n;
+    for (int r = 0; r < W; r++)
+        sums[r] = r < count && x[r] ? squares_of_row(x[r], whole, rest, v_set(mean[r])) : v_zero();
+    *(vf *)scale = v_set(1.0f) / v_sqrt(v_fma(v_sums(sums), one_over_n, v_set(EPSILON)));
+    for (int r = 0; r < count; r++, out += stride) {
+        if (!x[r]) {
+            memset(out, 0, sizeof(float) * (size_t)n);
+            continue;
+        }
+        for (int i = 0; i < n; i += W) {
+            vf d = ((i < whole ? v_load(x[r] + i) : v_load_n(x[r] + i, rest)) - mean[r]) * scale[r];
+            v_store(out + i, v_fma(d, v_load(by->weight + i), v_load(by->bias + i)));
+        }
     }
-    vf scale = v_set(1.0f / sqrtf(v_sum(squares) / (float)n + EPSILON));
-    for (int i = 0; i < whole; i += W)
-        v_store(out + i, v_fma((v_load(x + i) - mean) * scale, v_load(by->weight + i), v_load(by->bias + i)));
-    if (rest) {
-        vf d = v_load_n(x + whole, rest) - mean;
-        v_store_n(out + whole, v_fma(d * scale, v_load(by->weight + whole), v_load(by->bias + whole)), rest);
-    }
+}
+
+static void normalise(const norm *by, int count, const float *const *x, float *out, int64_t stride)
+{
+    for (int r = 0; r < count; r += W)
+        normalise_few(by, count - r < W ? count - r : W, x + r, out + r * stride, stride);
 }
 
 /* --- windows ---------------------------------------------------------------------------------------------------------- */
@@ -136,51 +162,57 @@ static void window_rows(const window_layout *w, int index, int64_t *rows)
 
 static void normalise_rows(const ns_block *b, const float *tokens, const int64_t *rows, int count, float *out)
 {
-    for (int i = 0; i < count; i++, out += b->dim_stride)
-        if (rows[i] < 0)
-            memset(out, 0, sizeof(float) * (size_t)b->dim);
-        else
-            normalise_row(&b->norm1, tokens + rows[i] * b->dim, out);
+    const float *x[MOST_ROWS];
+    for (int i = 0; i < count; i++)
+        x[i] = rows[i] < 0 ? NULL : tokens + rows[i] * b->dim;
+    normalise(&b->norm1, count, x, out, b->dim_stride);
 }
 
-/* Causal depthwise convolution and SiLU in place; `tail` holds the rows before the first and receives the last ones. */
-static void convolve(const ns_block *b, int count, float *u, float *tail)
+INLINE void convolve_taps(const int taps, const ns_block *b, int count, float *u, float *tail)
 {
     int64_t stride = b->inner_stride;
-    int before = b->taps - 1;
+    const int before = taps - 1;
     for (int i = 0; i < b->inner; i += W) {
-        vf past[8];
+        vf past[MOST_TAPS], weight[MOST_TAPS], bias = v_load(b->conv_bias + i);
+        UNROLL(4)
+        for (int k = 0; k < taps; k++)
+            weight[k] = v_load(b->conv_weight + k * stride + i);
+        UNROLL(4)
         for (int k = 0; k < before; k++)
             past[k] = v_load(tail + k * stride + i);
         for (int t = 0; t < count; t++) {
             float *at = u + t * stride + i;
-            vf now = v_load(at), sum = v_load(b->conv_bias + i);
+            vf sum = bias;
+            past[before] = v_load(at);
+            UNROLL(4)
+            for (int k = 0; k < taps; k++)
+                sum = v_fma(past[k], weight[k], sum);
+            UNROLL(4)
             for (int k = 0; k < before; k++)
-                sum = v_fma(past[k], v_load(b->conv_weight + k * stride + i), sum);
-            sum = v_fma(now, v_load(b->conv_weight + before * stride + i), sum);
-            for (int k = 0; k + 1 < before; k++)
                 past[k] = past[k + 1];
-            if (before)
-                past[before - 1] = now;
             v_store(at, v_silu(sum));
         }
+        UNROLL(4)
         for (int k = 0; k < before; k++)
             v_store(tail + k * stride + i, past[k]);
     }
 }
 
+/* Causal depthwise convolution and SiLU in place; `tail` holds the rows before the first and receives the last ones. */
+static void convolve(const ns_block *b, int count, float *u, float *tail)
+{
+    if (b->taps == 4)
+        convolve_taps(4, b, count, u, tail);
+    else
+        convolve_taps(b->taps, b, count, u, tail);
+}
+
 /* delta = softplus(dt_proj(the rank-reduced delta)) */
 static void step_sizes(const ns_block *b, int count, const float *bc, float *delta)
 {
-    for (int t = 0; t < count; t++) {
-        const float *reduced = bc + (int64_t)t * b->bc_stride + 2 * b->states;
-        for (int i = 0; i < b->inner; i += W) {
-            vf sum = v_load(b->dt_bias + i);
-            for (int r = 0; r < b->rank; r++)
-                sum = v_fma(v_set(reduced[r]), v_load(b->dt_weight + r * b->inner_stride + i), sum);
-            v_store(delta + (int64_t)t * b->inner_stride + i, v_softplus(sum));
-        }
-    }
+    gemm(count, bc + 2 * b->states, b->bc_stride, &b->dt_proj, delta, b->inner_stride);
+    for (int64_t i = 0; i < (int64_t)count * b->inner_stride; i += W)
+        v_store(delta + i, v_softplus(v_load(delta + i)));
 }
 
 /* From normalised rows to what the scan reads */
@@ -209,6 +241,12 @@ static void gate(const ns_block *b, int count, float *y, const float *z)
         }
 }
 
+static void gelu(int64_t count, float *x)
+{
+    for (int64_t i = 0; i < count; i += W)
+        v_store(x + i, v_gelu(v_load(x + i)));
+}
+
 INLINE void add_row(int n, const float *x, const float *y, float *out)
 {
     int whole = n / W * W;
@@ -218,20 +256,26 @@ INLINE void add_row(int n, const float *x, const float *y, float *out)
         v_store_n(out + whole, v_load_n(x + whole, n - whole) + v_load_n(y + whole, n - whole), n - whole);
 }
 
+static void add_and_normalise(const ns_block *b, const float *tokens, const int64_t *rows, int count, rows_scratch *s)
+{
+    const float *x[MOST_ROWS];
+    for (int i = 0; i < count; i++) {
+        float *residual = s->residual + (int64_t)i * b->dim_stride;
+        if (rows[i] >= 0)
+            add_row(b->dim, tokens + rows[i] * b->dim, s->out + (int64_t)i * b->dim_stride, residual);
+        x[i] = rows[i] < 0 ? NULL : residual;
+    }
+    normalise(&b->norm2, count, x, s->normed, b->dim_stride);
+}
+
 /* tokens[rows] += what the scan made of them, then += MLP of that */
 static void finish_rows(const ns_block *b, float *tokens, const int64_t *rows, int count, rows_scratch *s)
 {
     gate(b, count, s->y, s->z);
     gemm(count, s->y, b->inner_stride, &b->out_proj, s->out, b->dim_stride);
-    for (int i = 0; i < count; i++) {
-        float *residual = s->residual + (int64_t)i * b->dim_stride;
-        if (rows[i] >= 0)
-            add_row(b->dim, tokens + rows[i] * b->dim, s->out + (int64_t)i * b->dim_stride, residual);
-        normalise_row(&b->norm2, residual, s->normed + (int64_t)i * b->dim_stride);
-    }
+    add_and_normalise(b, tokens, rows, count, s);
     gemm(count, s->normed, b->dim_stride, &b->fc1, s->hidden, b->hidden_stride);
-    for (int64_t i = 0; i < (int64_t)count * b->hidden_stride; i += W)
-        v_store(s->hidden + i, v_gelu(v_load(s->hidden + i)));
+    gelu((int64_t)count * b->hidden_stride, s->hidden);
     gemm(count, s->hidden, b->hidden_stride, &b->fc2, s->out, b->dim_stride);
     for (int i = 0; i < count; i++)
         if (rows[i] >= 0)
@@ -286,6 +330,14 @@ static size_t scratch_floats(const ns_block *b, int rows)
     return (size_t)(lay_out(b, rows, &ignored, origin) - origin);
 }
 
+/* The rows of the next chunk lie scattered: ask for them while this one is worked on */
+static void prefetch_rows(const ns_block *b, const float *tokens, const int64_t *rows, int count)
+{
+    for (int i = 0; i < count && i < MOST_ROWS; i++)
+        for (int at = 0; rows[i] >= 0 && at < b->dim; at += 16)
+            __builtin_prefetch(tokens + rows[i] * b->dim + at);
+}
+
 static void whole_window(block_job *job, int window, int64_t *rows, rows_scratch *s)
 {
     const ns_block *b = job->block;
@@ -295,6 +347,7 @@ static void whole_window(block_job *job, int window, int64_t *rows, rows_scratch
     for (int from = 0; from < job->layout.length; from += job->chunk) {
         int count = job->layout.length - from < job->chunk ? job->layout.length - from : job->chunk;
         normalise_rows(b, job->tokens, rows + from, count, s->normed);
+        prefetch_rows(b, job->tokens, rows + from + count, job->layout.length - from - count);
         prepare_scan(b, count, s);
         for (int g = 0; g < groups_of(b); g++)
             scan_chunk(b, g, count, s, s->state + (int64_t)g * b->states * W);
@@ -399,7 +452,7 @@ static int block_forward(const ns_block *block, const ns_windows *windows, float
     block_job job = {.block = block, .layout = layout_of(windows), .tokens = tokens};
     job.windows = job.layout.clips * job.layout.per_clip;
     job.whole = threads > 1 ? job.windows / threads * threads : job.windows;
-    job.chunk = job.layout.length < 64 ? job.layout.length : 64;
+    job.chunk = job.layout.length < MOST_ROWS ? job.layout.length : MOST_ROWS;
     job.chunks = job.chunk ? (job.layout.length + job.chunk - 1) / job.chunk : 0;
     if (job.windows == 0 || job.layout.length == 0)
         return 0;
@@ -418,11 +471,11 @@ static void block_free(ns_block *b)
     if (!b)
         return;
     norm_free(&b->norm1), norm_free(&b->norm2);
-    matrix *matrices[] = {&b->in_u, &b->in_z, &b->x_proj, &b->out_proj, &b->fc1, &b->fc2};
+    matrix *matrices[] = {&b->in_u, &b->in_z, &b->x_proj, &b->dt_proj, &b->out_proj, &b->fc1, &b->fc2};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
         matrix_free(matrices[i]);
     scan_free(&b->scan);
-    free(b->conv_weight), free(b->conv_bias), free(b->dt_weight), free(b->dt_bias);
+    free(b->conv_weight), free(b->conv_bias);
     free(b->first_state), free(b->first_tail);
     free(b);
 }
@@ -477,16 +530,15 @@ static int block_pack(ns_block *b, const ns_block_weights *w)
                     .bc_stride = padded(w->rank + 2 * w->states, LINE), .hidden_stride = padded(w->hidden, LINE)};
     b->conv_weight = transposed(w->conv_weight, w->inner, w->taps, b->inner_stride);
     b->conv_bias = transposed(w->conv_bias, w->inner, 1, b->inner_stride);
-    b->dt_weight = transposed(w->dt_weight, w->inner, w->rank, b->inner_stride);
-    b->dt_bias = transposed(w->dt_bias, w->inner, 1, b->inner_stride);
     b->first_state = aligned_floats(state_floats(b));
     b->first_tail = aligned_floats(tail_floats(b));
-    return b->conv_weight && b->conv_bias && b->dt_weight && b->dt_bias && b->first_state && b->first_tail &&
+    return b->conv_weight && b->conv_bias && b->first_state && b->first_tail &&
            norm_pack(&b->norm1, w->norm1_weight, w->norm1_bias, w->dim) &&
            norm_pack(&b->norm2, w->norm2_weight, w->norm2_bias, w->dim) &&
            matrix_pack(&b->in_u, w->in_proj, NULL, w->inner, w->dim) &&
            matrix_pack(&b->in_z, w->in_proj + (int64_t)w->inner * w->dim, NULL, w->inner, w->dim) &&
-           pack_x_proj(&b->x_proj, w) && matrix_pack(&b->out_proj, w->out_proj, NULL, w->dim, w->inner) &&
+           pack_x_proj(&b->x_proj, w) && matrix_pack(&b->dt_proj, w->dt_weight, w->dt_bias, w->inner, w->rank) &&
+           matrix_pack(&b->out_proj, w->out_proj, NULL, w->dim, w->inner) &&
            matrix_pack(&b->fc1, w->fc1_weight, w->fc1_bias, w->hidden, w->dim) &&
            matrix_pack(&b->fc2, w->fc2_weight, w->fc2_bias, w->dim, w->hidden) &&
            scan_pack(&b->scan, w->a, w->skip, w->inner, w->states) && (w->prompt == 0 || pass_prompt(b, w));

@@ -145,12 +145,15 @@ static void merge_line(const embed_job *job, int item, float *scratch)
     const int *grid = job->grid;
     int n = job->linear->matrix.n, frames = grid[3], wide = padded(8 * job->channels, LINE);
     int y = item % grid[1], x = item / grid[1] % grid[0], clip = item / grid[1] / grid[0];
-    float *gathered = scratch, *normed = scratch + (int64_t)frames * wide, *out = normed + (int64_t)frames * wide;
+    float *gathered = scratch, *normed = scratch + (int64_t)W * wide, *out = normed + (int64_t)frames * wide;
     for (int z = 0; z < grid[2]; z++) {
         int64_t place = ((int64_t)x * grid[1] + y) * grid[2] + z;
-        for (int t = 0; t < frames; t++) {
-            gather_neighbours(job, clip, x, y, z, t, gathered);
-            normalise_row(&job->linear->norm, gathered, normed + (int64_t)t * wide);
+        for (int t = 0; t < frames; t += W) {
+            const float *rows[W];
+            int count = frames - t < W ? frames - t : W;
+            for (int i = 0; i < count; i++)
+                gather_neighbours(job, clip, x, y, z, t + i, gathered + (int64_t)i * wide), rows[i] = gathered + (int64_t)i * wide;
+            normalise(&job->linear->norm, count, rows, normed + (int64_t)t * wide, wide);
         }
         gemm(frames, normed, wide, &job->linear->matrix, out, padded(n, LINE));
         add_embeddings(n, frames, out, padded(n, LINE), job->place ? job->place + place * n : NULL, job->time,
@@ -162,8 +165,8 @@ static void merge_task(void *context, int member, int members)
 {
     embed_job *job = context;
     (void)members;
-    size_t width = (size_t)(2 * padded(8 * job->channels, LINE) + padded(job->linear->matrix.n, LINE));
-    float *scratch = team_scratch(member, sizeof(float) * width * (size_t)job->grid[3]);
+    size_t wide = (size_t)padded(8 * job->channels, LINE), frames = (size_t)job->grid[3];
+    float *scratch = team_scratch(member, sizeof(float) * ((W + frames) * wide + frames * (size_t)padded(job->linear->matrix.n, LINE)));
     int item;
     if (!scratch) {
         atomic_store(&job->failed, 1);

@@ -37,7 +37,7 @@ static void scan_item(scan_job *job, int window, int group, float *scratch)
     const ns_scan *s = job->scan;
     int length = s->length, lanes = s->channels - group * W < W ? s->channels - group * W : W;
     int64_t at = (int64_t)window * length * s->channels + group * W, size = (int64_t)length * W;
-    float *u = scratch, *step = scratch + size, *y = step + size, state[256 * W] __attribute__((aligned(64)));
+    float *u = scratch, *step = scratch + size, *y = step + size, state[MOST_STATES * W] __attribute__((aligned(64)));
     vf bias = s->delta_bias ? lanes_of(s->delta_bias + group * W, lanes) : v_zero();
     take_lanes(length, s->u + at, s->channels, lanes, u);
     take_lanes(length, s->delta + at, s->channels, lanes, step);
@@ -222,7 +222,7 @@ INLINE void reverse_group(const int states, const scan_weights *w, int group, co
                           float *partial_b, float *partial_c, int set, float *grad_u, float *grad_delta, int64_t stride, int lanes,
                           float *grad_channels)
 {
-    float adjoint[256 * W] __attribute__((aligned(64))), grad_a[256 * W] __attribute__((aligned(64)));
+    float adjoint[MOST_STATES * W] __attribute__((aligned(64))), grad_a[MOST_STATES * W] __attribute__((aligned(64)));
     int row = states * W, sums = padded(states, W);
     vf skip = *(const vf *)(w->skip + group * W), grad_skip = v_zero(), grad_bias = v_zero();
     memset(adjoint, 0, sizeof(float) * (size_t)row);

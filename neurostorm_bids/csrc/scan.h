@@ -13,6 +13,8 @@
 #include "gemm.h"
 #include "vmath.h"
 
+#define MOST_STATES 256
+
 typedef struct {
     int channels, states, stride; /* stride: channels padded to W */
     int exact;                    /* A is outside the range that the fast exponential serves */
@@ -61,7 +63,7 @@ static void scan_exactly(const scan_weights *s, int group, const scan_rows *x, c
 {
     int lanes = s->channels - group * W < W ? s->channels - group * W : W;
     for (int lane = 0; lane < lanes; lane++) {
-        double h[256];
+        double h[MOST_STATES];
         for (int n = 0; n < s->states; n++)
             h[n] = before[n * W + lane];
         for (int t = 0; t < x->rows; t++) {
@@ -84,17 +86,20 @@ static void scan_exactly(const scan_weights *s, int group, const scan_rows *x, c
 INLINE vf scan_row(const int states, const float *restrict decay, int64_t stride, vf delta, vf drive, vf *h,
                    const float *restrict b, const float *restrict c)
 {
-    vf y[2] = {v_zero(), v_zero()};
+    vf even = v_zero(), odd = v_zero();
     UNROLL(16)
     for (int n = 0; n < states; n++) {
         vf kept = v_exp2_product(delta, *(const vf *)(decay + n * stride));
         h[n] = v_fma(kept, h[n], drive * v_set(b[n]));
-        y[n & 1] = v_fma(h[n], v_set(c[n]), y[n & 1]);
+        if (n % 2)
+            odd = v_fma(h[n], v_set(c[n]), odd);
+        else
+            even = v_fma(h[n], v_set(c[n]), even);
     }
-    return y[0] + y[1];
+    return even + odd;
 }
 
-INLINE void scan_group_rows(const int states, const float *decay, int64_t stride, vf skip, const scan_rows *x, vf *h)
+INLINE void scan_all_rows(const int states, const float *decay, int64_t stride, vf skip, const scan_rows *x, vf *h)
 {
     for (int t = 0; t < x->rows; t++) {
         vf delta = v_load(x->delta + t * x->channel_stride), u = v_load(x->u + t * x->channel_stride);
@@ -105,38 +110,37 @@ INLINE void scan_group_rows(const int states, const float *decay, int64_t stride
     }
 }
 
+/* The model's 16 states stay in registers; any other number in memory. */
+static void scan_16_states(const float *decay, int64_t stride, vf skip, const scan_rows *x, vf *state)
+{
+    vf h[16];
+    memcpy(h, state, sizeof h);
+    scan_all_rows(16, decay, stride, skip, x, h);
+    memcpy(state, h, sizeof h);
+}
+
+static void scan_any_states(const scan_weights *s, const float *decay, vf skip, const scan_rows *x, vf *state)
+{
+    scan_all_rows(s->states, decay, s->stride, skip, x, state);
+}
+
 /* state is (states, W), read and written */
 static void scan_group(const scan_weights *s, int group, const scan_rows *x, float *state)
 {
-    float before[256 * W] __attribute__((aligned(64)));
-    vf h[256];
-    int states = s->states;
+    float before[MOST_STATES * W] __attribute__((aligned(64)));
     const float *decay = s->decay + group * W;
-    memcpy(before, state, sizeof(float) * (size_t)states * W);
+    vf *h = (vf *)state, skip = *(const vf *)(s->skip + group * W), finite = v_zero();
+    memcpy(before, state, sizeof(float) * (size_t)s->states * W);
     if (s->exact) {
         scan_exactly(s, group, x, before, state, 0);
         return;
     }
-    vf skip = *(const vf *)(s->skip + group * W);
-    if (states == 16) {
-        vf h16[16];
-        UNROLL(16)
-        for (int n = 0; n < 16; n++)
-            h16[n] = v_load(state + n * W);
-        scan_group_rows(16, decay, s->stride, skip, x, h16);
-        UNROLL(16)
-        for (int n = 0; n < 16; n++)
-            h[n] = h16[n];
-    } else {
-        for (int n = 0; n < states; n++)
-            h[n] = v_load(state + n * W);
-        scan_group_rows(states, decay, s->stride, skip, x, h);
-    }
-    vf finite = v_zero();
-    for (int n = 0; n < states; n++) {
-        v_store(state + n * W, h[n]);
+    if (s->states == 16)
+        scan_16_states(decay, s->stride, skip, x, h);
+    else
+        scan_any_states(s, decay, skip, x, h);
+    for (int n = 0; n < s->states; n++)
         finite = v_fma(h[n], v_zero(), finite);
-    }
     if (v_sum(finite) != 0.0f) /* NaN: a state is, or has been, infinite or NaN */
         scan_exactly(s, group, x, before, state, 1);
 }

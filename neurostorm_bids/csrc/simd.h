@@ -28,6 +28,8 @@
 #endif
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 typedef float vf __attribute__((vector_size(4 * W), may_alias));
@@ -51,6 +53,8 @@ INLINE vf v_max_keep_nan(vf bound, vf x) { return (vf)_mm512_max_ps((__m512)boun
 INLINE vf v_min_keep_nan(vf bound, vf x) { return (vf)_mm512_min_ps((__m512)bound, (__m512)x); }
 INLINE vf v_load_n(const float *p, int n) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 INLINE void v_store_n(float *p, vf x, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+INLINE vf v_first(vf x, int n) { return (vf)_mm512_maskz_mov_ps((__mmask16)((1u << n) - 1), (__m512)x); }
+INLINE vf v_sqrt(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
 INLINE float v_sum(vf x) { return _mm512_reduce_add_ps((__m512)x); }
 #elif W == 8
 INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
@@ -63,9 +67,15 @@ INLINE __m256i v_first_lanes(int n)
 }
 INLINE vf v_load_n(const float *p, int n) { return (vf)_mm256_maskload_ps(p, v_first_lanes(n)); }
 INLINE void v_store_n(float *p, vf x, int n) { _mm256_maskstore_ps(p, v_first_lanes(n), (__m256)x); }
+INLINE vf v_first(vf x, int n) { return (vf)((vi)x & (vi)v_first_lanes(n)); }
+INLINE vf v_sqrt(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
+#else
+#ifdef __aarch64__
+INLINE vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
 INLINE vf v_fma(vf a, vf b, vf c) { return a * b + c; }
-INLINE vf v_fms(vf a, vf b, vf c) { return a * b - c; }
+#endif
+INLINE vf v_fms(vf a, vf b, vf c) { return v_fma(a, b, -c); }
 INLINE vf v_max_keep_nan(vf bound, vf x) { return v_where(x < bound, bound, x); }
 INLINE vf v_min_keep_nan(vf bound, vf x) { return v_where(x > bound, bound, x); }
 INLINE vf v_load_n(const float *p, int n)
@@ -75,6 +85,17 @@ INLINE vf v_load_n(const float *p, int n)
     return x;
 }
 INLINE void v_store_n(float *p, vf x, int n) { memcpy(p, &x, 4 * (size_t)n); }
+INLINE vf v_first(vf x, int n)
+{
+    const vi lane = {0, 1, 2, 3};
+    return (vf)((vi)x & (lane < n));
+}
+INLINE vf v_sqrt(vf x)
+{
+    for (int i = 0; i < W; i++)
+        x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
 #endif
 #if W != 16
 INLINE float v_sum(vf x)

@@ -9,7 +9,6 @@
 #include "simd.h"
 
 #define LOG2_E 1.44269504f
-#define LOG2_E_LOW 1.92596303e-8f /* log2(e) - LOG2_E */
 
 #if W == 16
 #define EXP2_MAGIC 393216.0f /* 1.5 * 2^18: one unit in the last place is 1/32 */
@@ -76,7 +75,7 @@ INLINE vf v_exp(vf x)
 #endif
     vf t = v_fma(x, v_set(LOG2_E), v_set(EXP2_MAGIC));
     vf kf = t - EXP2_MAGIC;
-    vf r = v_fma(x, v_set(LOG2_E_LOW), v_fms(x, v_set(LOG2_E), kf));
+    vf r = v_fms(x, v_set(LOG2_E), kf); /* log2(e) rounded: relative error 1.3e-8 |x| of the result, all that is used is near 0 */
 #if W == 16
     return exp2_parts(t, kf, r);
 #else
