@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from space_phantoms import (
     write_transform,
 )
 
-from neurostorm_bids.errors import ConstantSeries, MaskUnusable, NonFiniteVoxels
+from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, MaskUnusable, NonFiniteVoxels
 from neurostorm_bids.inputs.runs import BoldImage, TransformFile
 from neurostorm_bids.space import NEUROSTORM_2MM, Grid, choose_route, to_grid
 from neurostorm_bids.space.grid import apply_affine
@@ -372,3 +373,39 @@ def test_observers_see_what_the_reader_sees(disc):
     read = list(series_of(disc(box(SHAPES["oblique"]))).observed_by(seen.append).volumes(1))
     assert len(read) == 2
     np.testing.assert_array_equal(seen, read)
+
+
+# --- a removed mean ---------------------------------------------------------------------------------------------
+
+
+def demeaned(folder: Path, *, boldref: str | None) -> BoldImage:
+    affine = centred((20, 24, 20), (8, 8, 8))
+    mean = smooth_volume((20, 24, 20))
+    series = wobbling(mean, 6)
+    image = write_bold(folder, "MNI152NLin6Asym", mean, affine)
+    write_image(image.bold, series - series.mean(axis=-1, keepdims=True), affine)
+    if boldref is None:
+        return image
+    shape = (10, 12, 10) if boldref == "other" else (20, 24, 20)
+    path = write_image(folder / "boldref.nii.gz", smooth_volume(shape)[..., None][..., 0], centred(shape, (8, 8, 8)))
+    if boldref == "same":
+        write_image(path, series.mean(axis=-1), affine)
+    return replace(image, boldref=path)
+
+
+def test_a_removed_mean_is_added_back_from_the_boldref_and_said_so(tmp_path: Path):
+    series = wobbling(smooth_volume((20, 24, 20)), 6)
+    grid = Grid.of((20, 24, 20), centred((20, 24, 20), (8, 8, 8)), "MNI152NLin6Asym")
+    run = run_of(demeaned(tmp_path, boldref="same"), mean_removed=True)
+    on_grid = to_grid(choose_route(run, grid), grid)
+    for number, volume in enumerate(on_grid.volumes()):
+        np.testing.assert_allclose(volume, series[..., number], atol=1e-3 * series.max())
+    assert any("is added back" in warning for warning in on_grid.warnings)
+
+
+@pytest.mark.parametrize(("boldref", "fault"), [(None, "no boldref in the same space"), ("other", "another grid")])
+def test_a_removed_mean_that_nothing_gives_back_is_refused(tmp_path: Path, boldref, fault):
+    grid = Grid.of((20, 24, 20), centred((20, 24, 20), (8, 8, 8)), "MNI152NLin6Asym")
+    run = run_of(demeaned(tmp_path, boldref=boldref), mean_removed=True)
+    with pytest.raises(DemeanedSeries, match=fault):
+        to_grid(choose_route(run, grid), grid)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from neurostorm_bids.ahead import ahead
-from neurostorm_bids.errors import ConstantSeries, NonFiniteVoxels
+from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, NonFiniteVoxels
 from neurostorm_bids.settings import Interpolation
-from neurostorm_bids.space.grid import Grid
-from neurostorm_bids.space.header import judged_t_r_s
+from neurostorm_bids.space.grid import Grid, same_voxels
+from neurostorm_bids.space.header import judged_affine, judged_t_r_s
 from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
-from neurostorm_bids.space.nifti import NiftiFile, open_series
+from neurostorm_bids.space.nifti import NiftiFile, open_nifti, open_series
 from neurostorm_bids.space.resample import Sampler, sampler
 from neurostorm_bids.space.routes import PARTICIPANT_SPACES, Route
 from neurostorm_bids.space.transforms import points_through
@@ -41,6 +41,7 @@ class GridSeries:
     warnings: tuple[str, ...]
     _bold: NiftiFile = field(repr=False)
     _mask_file: NiftiFile | None = field(repr=False)
+    _mean_file: NiftiFile | None = field(default=None, repr=False)
     _cache_dir: Path | None = field(default=None, repr=False)
     _threads: int = field(default=1, repr=False)
     _observers: tuple[Callable[[np.ndarray], None], ...] = field(default=(), repr=False)
@@ -84,7 +85,7 @@ class GridSeries:
         """
         watch = _Watch(self._bold, np.flatnonzero(self._source_mask.ravel(order="F") > 0))
         for volume in ahead(self._bold.volumes(start)):
-            on_grid = self._resample(watch.checked(volume))
+            on_grid = self._resample(self._with_mean(watch.checked(volume)))
             for observe in self._observers:
                 observe(on_grid)
             yield on_grid
@@ -101,6 +102,18 @@ class GridSeries:
         if self._mask_file is None:
             return computed_mask(self._bold, self.route.geometry)
         return read_mask(self._mask_file)
+
+    def _with_mean(self, volume: np.ndarray) -> np.ndarray:
+        return volume if self._mean_file is None else volume + self._removed_mean
+
+    @cached_property
+    def _removed_mean(self) -> np.ndarray:
+        """What an earlier step took away from every volume.  # (x, y, z)"""
+        assert self._mean_file is not None
+        mean = next(self._mean_file.volumes())
+        if not np.isfinite(mean).all():
+            raise _mean_unavailable(self.route, "its boldref holds NaN or infinity", self._mean_file.path)
+        return mean
 
     @property
     def _kernel(self) -> Interpolation:
@@ -122,7 +135,7 @@ class GridSeries:
         return sampler(self.route.geometry, self.grid, points, kernel, threads=self._threads)
 
 
-_CACHED = ("mask", "brain", "inside", "_source_mask", "_resample")
+_CACHED = ("mask", "brain", "inside", "_source_mask", "_resample", "_removed_mean")
 
 
 def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None, threads: int = 1) -> GridSeries:
@@ -152,7 +165,32 @@ def to_grid(route: Route, grid: Grid, *, cache_dir: Path | None = None, threads:
         mask_file = open_mask(route.image.mask, route.geometry, in_template=in_template)
     else:
         warnings += (f"{bold.path.name}: no brain mask was found; one is computed from the mean image",)
-    return GridSeries(route, grid, t_r_s, (*route.warnings, *warnings), bold, mask_file, cache_dir, threads)
+    mean_file = None
+    if route.run.mean_removed:
+        mean_file = _open_mean(route)
+        warnings += (f"{bold.path.name}: its mean was removed; that of {mean_file.path.name} is added back",)
+    return GridSeries(route, grid, t_r_s, (*route.warnings, *warnings), bold, mask_file, mean_file, cache_dir, threads)
+
+
+def _open_mean(route: Route) -> NiftiFile:
+    """The reference image of a run whose mean was removed."""
+    path = route.image.boldref
+    if path is None:
+        raise _mean_unavailable(route, "no boldref in the same space gives it back", route.image.bold)
+    image = open_nifti(path)
+    own = Grid.of(image.shape[:3], judged_affine(image, in_template=True), route.geometry.template)
+    if image.n_volumes != 1 or not same_voxels(own, route.geometry) or own.shape != route.geometry.shape:
+        raise _mean_unavailable(route, f"{path.name} lies on another grid", path)
+    return image
+
+
+def _mean_unavailable(route: Route, fault: str, file: Path) -> DemeanedSeries:
+    return DemeanedSeries(
+        f"the mean of {route.image.bold.name} was removed, and {fault}",
+        file=file,
+        expected="a series with its mean, or a boldref on the grid of the series",
+        remedy="Put the boldref beside the series, or choose another --desc",
+    )
 
 
 class _Watch:
