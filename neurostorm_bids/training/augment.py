@@ -100,12 +100,16 @@ def moved(volumes: Tensor, matrix: np.ndarray) -> Tensor:
 
 
 def smoothed(volumes: Tensor, sds: Sequence[float]) -> Tensor:
-    """Volumes after Gaussian smoothing along each axis.  # (k, X, Y, Z), SDs in voxels"""
-    for axis, sd in enumerate(sds):
+    """Volumes after Gaussian smoothing along each axis, 0 from outside.  # (k, X, Y, Z), SDs in voxels"""
+    for axis, sd in enumerate(sds, start=1):
         radius = max(1, round(TRUNCATE * sd))
-        offsets = torch.arange(-radius, radius + 1, dtype=volumes.dtype, device=volumes.device)
-        kernel = torch.exp(-0.5 * (offsets / max(sd, 1e-3)) ** 2)
-        along = volumes.movedim(axis + 1, -1)
-        flat = F.conv1d(along.reshape(-1, 1, along.shape[-1]), (kernel / kernel.sum())[None, None], padding=radius)
-        volumes = flat.reshape(along.shape).movedim(-1, axis + 1)
+        weights = np.exp(-0.5 * (np.arange(radius + 1) / max(sd, 1e-3)) ** 2)
+        weights /= weights[0] + 2 * weights[1:].sum()
+        blurred = volumes * float(weights[0])
+        for offset in range(1, min(radius, volumes.shape[axis] - 1) + 1):  # far cheaper than a convolution
+            n = volumes.shape[axis] - offset
+            weight = float(weights[offset])
+            blurred.narrow(axis, offset, n).add_(volumes.narrow(axis, 0, n), alpha=weight)
+            blurred.narrow(axis, 0, n).add_(volumes.narrow(axis, offset, n), alpha=weight)
+        volumes = blurred
     return volumes
