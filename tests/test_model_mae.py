@@ -193,6 +193,15 @@ def test_a_few_steps_lower_the_loss():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize(("spatial", "temporal"), COMBINATIONS)
+def test_gradients_reach_every_trainable_parameter(spatial: str, temporal: str):
+    model = model_of(spatial, temporal).train()
+    model(clips_of(), keys=[1, 2]).loss.backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert len([name for name, p in model.named_parameters() if not p.requires_grad]) == 2  # tokens of other masks
+
+
 def test_published_size():
     model = MaskedAutoencoder(EncoderConfig())
     assert sum(p.numel() for p in model.parameters()) == 7_712_964

@@ -30,8 +30,8 @@ from neurostorm_bids.model.masks import Masking
 from neurostorm_bids.model.strd import RedundancyDropout
 from neurostorm_bids.model.windows import sizes_of
 
-DECODER = ("mask_token", "window_mask_token", "atlas_mask_token")
-DECODER_MODULES = ("first_patch_expanding", "layers_up", "norm_up", "decoder_pred")
+MASK_TOKENS = ("mask_token", "window_mask_token", "atlas_mask_token")
+DECODER = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class MaskedAutoencoder(Backbone):
         self.mask_token = nn.Parameter(torch.zeros(c))
         self.window_mask_token = nn.Parameter(torch.zeros(prod(config.window_size), c))
         self.atlas_mask_token = nn.Parameter(torch.zeros(c))
+        for name in MASK_TOKENS:  # a parameter that never gets a gradient would stall training on several processes
+            getattr(self, name).requires_grad_(name == mask_token_of(self.masking))
         if atlas is not None:
             self.register_buffer("atlas_map", torch.as_tensor(atlas, dtype=torch.int32))
         self.first_patch_expanding = expanding(config, last) if last else None
@@ -140,10 +142,9 @@ class MaskedAutoencoder(Backbone):
 
     def _substitute(self, tokens: Tensor) -> Tensor:
         """What stands for a hidden token at each place.  # (1, x, y, z, t, c) or (c)"""
-        if self.masking.spatial == "atlas":
-            return self.atlas_mask_token
-        if (self.masking.spatial, self.masking.temporal) != ("window", "random"):
-            return self.mask_token
+        token = getattr(self, mask_token_of(self.masking))
+        if token is not self.window_mask_token:
+            return token
         window = self.config.window_size
         pieces = self.masking.pieces(sizes_of(tokens.shape[1:5]), window)
         block = self.window_mask_token.reshape(
@@ -165,7 +166,7 @@ class MaskedAutoencoder(Backbone):
 
     def encoder_state(self) -> dict[str, Tensor]:
         """The weights that an `Encoder` of the same configuration has, by its names."""
-        own = (*DECODER, *(f"{name}." for name in DECODER_MODULES), "atlas_map")
+        own = (*MASK_TOKENS, *DECODER, "atlas_map")
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(own)}
 
 
@@ -197,6 +198,13 @@ class DecoderStage(Blocks):
         """(n, x, y, z, t, c) -> (n, 2 x, 2 y, 2 z, t, c / c_multiplier), or in the last stage the same"""
         x = super().forward(x, keys)
         return x if self.upsample is None else self.upsample(x)
+
+
+def mask_token_of(masking: Masking) -> str:
+    """Name of the parameter that stands for hidden tokens."""
+    if masking.spatial == "atlas":
+        return "atlas_mask_token"
+    return "window_mask_token" if (masking.spatial, masking.temporal) == ("window", "random") else "mask_token"
 
 
 def expanding(config: EncoderConfig, stage: int) -> PatchExpanding:
