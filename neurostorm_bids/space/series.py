@@ -131,7 +131,7 @@ class GridSeries:
 
     def _sampled_by(self, kernel: Interpolation) -> Sampler:
         files = self.route.files[::-1]  # points move against the images
-        points = points_through(self.grid, files, self._cache_dir)
+        points = points_through(self.grid, files, self._cache_dir, moving=self.route.geometry)
         return sampler(self.route.geometry, self.grid, points, kernel, threads=self._threads)
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from neurostorm_bids.errors import TransformUnreadable
+from neurostorm_bids.space.fnirt import is_nifti, read_warp
 from neurostorm_bids.space.grid import Grid, apply_affine
 from neurostorm_bids.space.resample import weight_matrix
 
@@ -74,23 +75,28 @@ class Stamp:
     path: Path
     size: int
     mtime_ns: int
+    moving: Grid | None = None  # the image that the last file of a chain starts from, where the file needs it (FNIRT)
 
 
-def points_through(grid: Grid, files: tuple[Path, ...], cache_dir: Path | None = None) -> np.ndarray:
+def points_through(
+    grid: Grid, files: tuple[Path, ...], cache_dir: Path | None = None, moving: Grid | None = None
+) -> np.ndarray:
     """The grid's voxel centres taken through transform files, first file first.  # (n_voxels, 3) float32, mm
 
     Each stretch of a chain is mapped once per process, and once per ``cache_dir`` where its last file is large: the
-    runs of a participant share the way from the template to their T1w.
+    runs of a participant share the way from the template to their T1w. ``moving`` is the grid of the image at the end
+    of the chain: FNIRT's warps are measured in its voxels.
 
     Raises
     ------
     TransformUnreadable
         As the files deserve.
     """
-    return _mapped(grid, tuple(_stamp(path) for path in files), cache_dir)
+    last = len(files) - 1
+    return _mapped(grid, tuple(_stamp(path, moving if n == last else None) for n, path in enumerate(files)), cache_dir)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path, moving: Grid | None) -> Stamp:
     try:
         stat = path.stat()
     except OSError:
@@ -99,7 +105,7 @@ def _stamp(path: Path) -> Stamp:
                 "the transform is a dangling link: not fetched", file=path, remedy="Run `datalad get` on it"
             ) from None
         raise TransformUnreadable("the transform does not exist", file=path) from None
-    return Stamp(path, stat.st_size, stat.st_mtime_ns)
+    return Stamp(path, stat.st_size, stat.st_mtime_ns, moving if is_nifti(path) else None)
 
 
 @lru_cache(maxsize=8)
@@ -109,13 +115,19 @@ def _mapped(grid: Grid, stamps: tuple[Stamp, ...], cache_dir: Path | None) -> np
     cached = _cache_file(grid, stamps, cache_dir)
     points = _load(cached, grid.n_voxels)
     if points is None:
-        from neurostorm_bids.space.itk import read_transform
-
         before = _mapped(grid, stamps[:-1], cache_dir)
-        points = read_transform(stamps[-1].path).map(before).astype(np.float32)
+        points = _read(stamps[-1]).map(before).astype(np.float32)
         _save(points, cached)
     points.setflags(write=False)
     return points
+
+
+def _read(stamp: Stamp) -> Transform:
+    if is_nifti(stamp.path):
+        return read_warp(stamp.path, stamp.moving)
+    from neurostorm_bids.space.itk import read_transform
+
+    return read_transform(stamp.path)
 
 
 LARGE_FILE = 1_000_000  # bytes; smaller transforms are mapped faster than a cache is read
