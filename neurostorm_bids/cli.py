@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurostorm_bids.errors import NeurostormError
-from neurostorm_bids.settings import Settings, settings_from_namespace
+from neurostorm_bids.settings import COMPARISONS, Settings, settings_from_namespace
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
 def build_options() -> argparse.ArgumentParser:
     """Every option, without the positional arguments: configuration files are checked by the same rules."""
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=None)
-    for add_group in (_selection, _inputs, _space, _clips, _model, _outputs, _group_level, _resources, _workflow):
+    for add_group in (
+        *(_selection, _inputs, _space, _clips, _model, _outputs),
+        *(_group_level, _training_task, _training_splits, _training_course),
+        *(_evaluation, _resources, _workflow),
+    ):
         add_group(parser)
     return parser
 
@@ -201,7 +205,125 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
 
 def _group_level(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("group level")
-    group.add_argument("--group-workflow", choices=("aggregate",), default="aggregate")
+    group.add_argument(
+        "--group-workflow",
+        choices=("aggregate", "pretrain", "finetune", "evaluate"),
+        default="aggregate",
+        help="aggregate: pool the participants' tables; pretrain, finetune: train on BIDS_DIR; evaluate: compare what "
+        "embeddings tell of a --target with simpler things",
+    )
+
+
+def _training_task(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training: what is learnt")
+    group.add_argument(
+        "--preset",
+        choices=("age", "sex", "phenotype", "diagnosis", "retrieval", "state"),
+        help="protocol of one of the benchmark tasks (docs/tasks.md); what is stated beside it has precedence",
+    )
+    group.add_argument(
+        "--target",
+        nargs="+",
+        default=[],
+        metavar="TARGET",
+        help="column of participants.tsv, phenotype/FILE.tsv:COLUMN, sessions:, entity:, events:COLUMN, or identity",
+    )
+    group.add_argument("--target-kind", choices=("auto", "regression", "classification", "retrieval"))
+    group.add_argument("--method", choices=("prompt", "linear", "full"), help="what is trained (default prompt)")
+    group.add_argument("--prompt-length", type=_positive, default=50, metavar="N", help="prompt tokens a block")
+    group.add_argument("--objective", choices=("mae", "contrastive"), default="mae", help="of pretraining")
+    group.add_argument("--spatial-mask", choices=("random", "window", "atlas"), default="window")
+    group.add_argument("--temporal-mask", choices=("random", "tube"), default="random")
+    group.add_argument("--mask-ratio", type=_share, default=0.5, metavar="SHARE", help="hidden share (default 0.5)")
+    group.add_argument("--atlas", type=Path, metavar="FILE", help="label image in the template, for atlas masks")
+    group.add_argument("--strd", action="store_true", help="spatiotemporal redundancy dropout in pretraining")
+    group.add_argument("--strd-exclude-padding", action="store_true", help="padding is no neighbour of any token")
+    group.add_argument("--no-augmentation", action="store_true", help="train on clips as they are")
+    group.add_argument(
+        "--datasets",
+        nargs="+",
+        type=_named_path,
+        default=[],
+        metavar="NAME=PATH",
+        help="more fMRIPrep datasets to pretrain on, beside BIDS_DIR",
+    )
+    group.add_argument(
+        "--dataset-sampling",
+        choices=("uniform", "loss"),
+        default="uniform",
+        help="subjects of all datasets alike, or datasets by their loss of the last epoch",
+    )
+    group.add_argument("--from-scratch", action="store_true", help="take --model's architecture, not its weights")
+    group.add_argument("--name", metavar="NAME", help="name of the model that is made")
+
+
+def _training_splits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training: who is trained on, who is tested")
+    group.add_argument("--folds", type=_positive, default=5, metavar="N", help="folds of the participants (default 5)")
+    group.add_argument(
+        "--fold", nargs="+", default=["1"], metavar="N|all", help="which of them to train and test (default 1)"
+    )
+    group.add_argument(
+        "--validation-share",
+        type=_share,
+        default=0.15,
+        metavar="SHARE",
+        help="share of the others that decides when to stop (default 0.15)",
+    )
+    group.add_argument("--group-by", metavar="COLUMN", help="participants.tsv column of families, kept together")
+    group.add_argument("--leave-out", metavar="COLUMN", help="participants.tsv column of sites, each tested in turn")
+    group.add_argument("--splits", type=Path, metavar="FILE", help="a splits.tsv to follow")
+
+
+def _training_course(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training: how")
+    group.add_argument("--epochs", type=_positive, metavar="N")
+    group.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="batches a step")
+    group.add_argument("--learning-rate", type=_positive_float, metavar="RATE")
+    group.add_argument("--weight-decay", type=_share, default=0.01, metavar="DECAY")
+    group.add_argument("--warmup", type=_share, default=0.1, metavar="SHARE", help="share of the steps (default 0.1)")
+    group.add_argument("--gradient-clip", type=_positive_float, default=1.0, metavar="NORM")
+    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    group.add_argument(
+        "--patience", type=_positive, metavar="N", help="epochs without a better validation loss before it stops"
+    )
+    group.add_argument("--precision", choices=("32", "bf16", "16"), default="32")
+    group.add_argument("--devices", type=_positive, metavar="N", help="GPUs (or processes) of each node")
+    group.add_argument("--num-nodes", type=_positive, default=1, metavar="N")
+    group.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read clips (default 0)")
+    group.add_argument(
+        "--checkpoint-every", type=_positive, default=50, metavar="STEPS", help="steps between points of resume"
+    )
+    group.add_argument("--store-precision", choices=("int8", "float16"), default="int8", help="of the stored runs")
+    group.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
+
+
+def _evaluation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--repeats", type=_positive, default=5, metavar="N", help="times the folds are drawn (default 5)")
+    group.add_argument(
+        "--n-permutations", type=_count, default=1000, metavar="N", help="permuted labellings (default 1000)"
+    )
+    group.add_argument(
+        "--n-bootstrap", type=_positive, default=1000, metavar="N", help="resamples of the participants (default 1000)"
+    )
+    group.add_argument(
+        "--classifier",
+        choices=("ridge", "logistic"),
+        default="ridge",
+        help="logistic fits every permutation anew: state a smaller --n-permutations",
+    )
+    group.add_argument(
+        "--compare",
+        nargs="*",
+        choices=COMPARISONS,
+        default=list(COMPARISONS),
+        help="what stands beside the models, beside chance (default: all). fc, mean-image, static and shuffled read the "
+        "images of BIDS_DIR; static and shuffled need --model",
+    )
+    group.add_argument(
+        "--allow-leakage", action="store_true", help="evaluate although leakage was found; the report will say so"
+    )
 
 
 def _resources(parser: argparse.ArgumentParser) -> None:
@@ -259,6 +381,13 @@ def _positive(text: str) -> int:
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = _number(text, int)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
     return value
 
 

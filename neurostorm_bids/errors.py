@@ -439,3 +439,52 @@ class ClipStoreUnreadable(TrainingError):
     """A stored run that is damaged, or of another format; it is made again from its image."""
 
     exit_code = IO_ERROR
+
+
+class TrainingDiverged(TrainingError):
+    """A loss that is NaN or infinite."""
+
+    exit_code = SOME_RUNS_FAILED
+
+
+class OutOfMemory(TrainingError):
+    """A batch that does not fit in memory."""
+
+    exit_code = SOME_RUNS_FAILED
+
+
+class ResumeImpossible(TrainingError):
+    """A point of resume that is damaged, or of another training."""
+
+
+class BackboneChanged(TrainingError):
+    """A frozen backbone that is not what it was; nothing is written."""
+
+    exit_code = SOME_RUNS_FAILED
+
+
+class AtlasUnusable(TrainingError):
+    """An atlas that cannot be read, or that has no region where the model looks."""
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+class EvaluationError(NeurostormError):
+    """An evaluation that cannot begin."""
+
+    exit_code = USAGE
+
+
+class EvaluationImpossible(EvaluationError):
+    """Too few participants, or nothing to compare."""
+
+
+class NothingToEvaluate(EvaluationError):
+    """The output folder holds no embedding of the selected runs."""
+
+    exit_code = NO_INPUT
+
+
+class LeakageFound(EvaluationError):
+    """Something about the test participants may have been known in training."""

@@ -11,7 +11,15 @@ from neurostorm_bids.settings import Settings
 
 def run_group(settings: Settings) -> int:
     """Run the group workflow that the settings name; returns the exit code."""
-    return run_aggregate(settings)
+    if settings.group_workflow == "aggregate":
+        return run_aggregate(settings)
+    if settings.group_workflow == "evaluate":
+        from neurostorm_bids.evaluate import run_evaluate  # scikit-learn takes seconds to import
+
+        return run_evaluate(settings)
+    from neurostorm_bids import learn  # lightning takes seconds to import
+
+    return learn.run_pretrain(settings) if settings.group_workflow == "pretrain" else learn.run_finetune(settings)
 
 
 def run_aggregate(settings: Settings) -> int:

@@ -16,6 +16,16 @@ Preprocessing = Literal["affine", "reference"]
 Intensity = Literal["none", "hcp"]
 Denoising = Literal["none", "24P", "36P", "acompcor"]
 GroupWorkflow = Literal["aggregate", "pretrain", "finetune", "evaluate"]
+Objective = Literal["mae", "contrastive"]
+Method = Literal["prompt", "linear", "full"]
+TargetKindChoice = Literal["auto", "regression", "classification", "retrieval"]
+SpatialMask = Literal["random", "window", "atlas"]
+TemporalMask = Literal["random", "tube"]
+DatasetSampling = Literal["uniform", "loss"]
+Precision = Literal["32", "bf16", "16"]
+Classifier = Literal["ridge", "logistic"]
+COMPARISONS = ("fc", "mean-image", "static", "shuffled", "nuisance", "demographics")
+Preset = Literal["age", "sex", "phenotype", "diagnosis", "retrieval", "state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +79,58 @@ class Settings:
     # group level
     group_workflow: GroupWorkflow = "aggregate"
 
+    # training: what is learnt
+    preset: Preset | None = None
+    target: tuple[str, ...] = ()
+    target_kind: TargetKindChoice | None = None  # None: as the preset says, else found from the data
+    method: Method | None = None
+    prompt_length: int = 50
+    objective: Objective = "mae"
+    spatial_mask: SpatialMask = "window"
+    temporal_mask: TemporalMask = "random"
+    mask_ratio: float = 0.5
+    atlas: Path | None = None
+    strd: bool = False
+    strd_exclude_padding: bool = False
+    no_augmentation: bool = False
+    datasets: tuple[tuple[str, Path], ...] = ()
+    dataset_sampling: DatasetSampling = "uniform"
+    from_scratch: bool = False
+    name: str | None = None
+
+    # training: who is trained on, who is tested
+    folds: int = 5
+    fold: tuple[str, ...] = ("1",)
+    validation_share: float = 0.15
+    group_by: str | None = None
+    leave_out: str | None = None
+    splits: Path | None = None
+
+    # training: how
+    epochs: int | None = None
+    accumulate: int = 1
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of all steps
+    gradient_clip: float = 1.0
+    gradient_checkpointing: bool = False
+    patience: int | None = None  # epochs without a better validation loss; None: as the workflow has it
+    precision: Precision = "32"
+    devices: int | None = None  # None: one, or as many as torchrun or Slurm started
+    num_nodes: int = 1
+    workers: int = 0
+    checkpoint_every: int = 50
+    store_precision: Literal["int8", "float16"] = "int8"
+    resume: bool = False
+
+    # evaluation
+    repeats: int = 5
+    n_permutations: int = 1000
+    n_bootstrap: int = 1000
+    classifier: Classifier = "ridge"
+    compare: tuple[str, ...] = COMPARISONS
+    allow_leakage: bool = False
+
     # resources and workflow
     nprocs: int | None = None
     omp_nthreads: int | None = None
@@ -108,7 +170,10 @@ def settings_from_namespace(namespace: Namespace) -> Settings:
             values[name] = tuple(value)
         if isinstance(value, Path):
             values[name] = value.expanduser().absolute()
-    values["derivatives"] = tuple((name, path.expanduser().absolute()) for name, path in namespace.derivatives)
+    for field_name in ("derivatives", "datasets"):
+        values[field_name] = tuple(
+            (name, path.expanduser().absolute()) for name, path in getattr(namespace, field_name)
+        )
     settings = Settings(**values)
     _check(settings)
     return settings
@@ -135,9 +200,24 @@ def _check(settings: Settings) -> None:
             "--output-bold with --preprocessing reference: array space has no affine to write",
             remedy="Leave out one of the two",
         )
-    names = [name for name, _ in settings.derivatives]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"--derivatives names {name!r} twice", remedy="Give each dataset its own NAME=PATH")
+    for option, named in (("--derivatives", settings.derivatives), ("--datasets", settings.datasets)):
+        names = [name for name, _ in named]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            raise UsageError(f"{option} names {name!r} twice", remedy="Give each dataset its own NAME=PATH")
+    _check_training(settings)
+
+
+def _check_training(settings: Settings) -> None:
+    if settings.level == "group" and settings.group_workflow == "finetune" and not (settings.target or settings.preset):
+        raise UsageError(
+            "fine-tuning without a target",
+            expected="--target COLUMN, phenotype/FILE.tsv:COLUMN, entity:task, events:trial_type or identity",
+            remedy="Name one, or a --preset",
+        )
+    if (settings.spatial_mask == "atlas") != (settings.atlas is not None):
+        raise UsageError("--spatial-mask atlas and --atlas FILE belong together", remedy="State both or neither")
+    if settings.splits is not None and settings.leave_out is not None:
+        raise UsageError("--splits and --leave-out both say who is tested", remedy="Leave out one of the two")
 
 
 def to_toml(settings: Settings) -> str:
@@ -155,7 +235,7 @@ def _is_set(field: Field, settings: Settings) -> bool:
 
 def _plain(name: str, settings: Settings):
     value = getattr(settings, name)
-    if name == "derivatives":
+    if name in ("derivatives", "datasets"):
         return [f"{label}={path}" for label, path in value]
     if name == "target_scaler":
         return [f"{target}={mean!r},{std!r}" for target, mean, std in value]

@@ -21,6 +21,8 @@ RECIPES = {
     "cli",
     "models_cli",
     "environment",
+    "learn",
+    "stored",
     "workflow",
     "multiproc",
     "plan",

@@ -1,0 +1,298 @@
+"""Fine-tuning: one target over a backbone, by prompts, by a linear probe, or whole; tested once, at the very end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neurostorm_bids.clips import Timing
+from neurostorm_bids.errors import BackboneChanged, TrainingError
+from neurostorm_bids.model.config import EncoderConfig, Target
+from neurostorm_bids.model.encoder import Encoder, stage_channels
+from neurostorm_bids.model.folder import tensor_digest
+from neurostorm_bids.model.heads import head_for, pool
+from neurostorm_bids.training.course import Outcome, Place, device_of, train
+from neurostorm_bids.training.data import (
+    Augment,
+    ClipDataset,
+    ClipSamples,
+    PairSamples,
+    RunRecord,
+    Samples,
+    Stretch,
+    evaluation_loader,
+    whole_run_stretches,
+)
+from neurostorm_bids.training.linear import Embedded, fit_probe
+from neurostorm_bids.training.modules import Finetuning
+from neurostorm_bids.training.schedule import Course
+from neurostorm_bids.training.scores import ClipOutput, Unit
+from neurostorm_bids.training.splits import Split, require_disjoint
+from neurostorm_bids.training.targets import Label, Labels, class_weights, event_starts, fitted
+
+Method = Literal["prompt", "linear", "full"]
+PROMPT_SD = 0.02
+HEAD = 1  # stream of the fresh weights of a head; prompts have the next
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tuning:
+    """What is tuned.
+
+    Parameters
+    ----------
+    method : {"prompt", "linear", "full"}
+    config : EncoderConfig
+        Of the backbone, without prompts.
+    backbone : mapping
+        Weights of the backbone by an encoder's names.
+    prompt_length : int
+    augment : callable, optional
+    backend : str
+    """
+
+    method: Method
+    config: EncoderConfig
+    backbone: Mapping[str, Tensor]
+    prompt_length: int = 50
+    augment: Augment | None = None
+    backend: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What came of it; ``test`` holds outputs for clips of test participants, computed after training had ended."""
+
+    encoder: Encoder
+    head: nn.Module
+    target: Target
+    outcome: Outcome
+    test: tuple[ClipOutput, ...]
+    n_trained: int
+    n_weights: int
+
+
+def tune(
+    plan: Tuning, runs: Mapping[int, RunRecord], labels: Labels, split: Split, course: Course, place: Place
+) -> Tuned:
+    """Train on one split and test.
+
+    Parameters
+    ----------
+    plan : Tuning
+    runs : mapping
+        Stored runs by the numbers that the labels use; a run that could not be stored is left out.
+    labels : Labels
+    split : Split
+    course, place
+
+    Raises
+    ------
+    SplitsOverlap
+        A participant on two sides.
+    BackboneChanged
+        A frozen backbone is not what it was.
+    TrainingError
+        And its kinds, see `course.train`.
+    """
+    require_disjoint(split)
+    target = fitted(labels, split.train)
+    stretches = _Stretches(runs, replace(labels, target=target), plan.config.img_size[3])
+    encoder = build_encoder(plan, course.seed)
+    before = backbone_digest(encoder)
+    if plan.method == "linear":
+        head, outcome = _probe(encoder, target, stretches, labels, split, course)
+    else:
+        head, outcome = _train(plan, encoder, target, stretches, labels, split, course, place)
+    if plan.method != "full" and backbone_digest(encoder) != before:
+        raise BackboneChanged("the frozen backbone changed in training", remedy="Please report it; nothing was written")
+    device = device_of(course)
+    test = outputs_on_test(encoder.to(device).eval(), head.to(device).eval(), stretches, split.test, course)
+    encoder.to("cpu"), head.to("cpu")
+    prompts = sum(w.numel() for name, w in encoder.named_parameters() if plan.method == "full" or _is_prompt(name))
+    n_head = sum(weight.numel() for weight in head.parameters())
+    n_encoder = sum(weight.numel() for weight in encoder.parameters())
+    return Tuned(encoder, head, target, outcome, test, prompts + n_head, n_encoder + n_head)
+
+
+def _is_prompt(name: str) -> bool:
+    return name.endswith(".prompt")
+
+
+def build_encoder(plan: Tuning, seed: int) -> Encoder:
+    """The backbone, behind fresh prompts where they are what is tuned."""
+    config = replace(plan.config, prompt_len=plan.prompt_length if plan.method == "prompt" else 0)
+    encoder = Encoder(config, backend=plan.backend)
+    generator = torch.Generator().manual_seed(seed + HEAD + 1)
+    state = {name: weight.clone() for name, weight in plan.backbone.items() if not _is_prompt(name)}
+    for name, weight in encoder.state_dict().items():
+        if _is_prompt(name):
+            state[name] = PROMPT_SD * torch.randn(weight.shape, generator=generator)
+    encoder.load_state_dict(state, strict=True)
+    return encoder
+
+
+def backbone_digest(encoder: Encoder) -> str:
+    """Hash of the encoder's weights without its prompts."""
+    return tensor_digest({name: weight for name, weight in encoder.state_dict().items() if not _is_prompt(name)})
+
+
+# --- samples ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretches:
+    """Labelled stretches of runs, with labels as numbers."""
+
+    runs: Mapping[int, RunRecord]
+    labels: Labels
+    clip_frames: int
+
+    def of(self, participants: Iterable[str], *, fixed: bool) -> list[tuple[Stretch, Label]]:
+        """Stretches of some participants; ``fixed`` ones begin where the last one ended."""
+        found: list[tuple[Stretch, Label]] = []
+        numbers = {name: number for number, name in enumerate(self.labels.participants)}
+        for run, labels in self._by_run(participants).items():
+            record = self.runs[run]
+            if labels[0].end_s is not None:
+                found += self._of_events(record, labels)
+            elif record.stored.n_frames >= self.clip_frames:
+                value = self._number(labels[0], numbers)
+                parts = whole_run_stretches(record, self.clip_frames, value, fixed=fixed)
+                found += [(stretch, labels[0]) for stretch in parts]
+        return found
+
+    def people(self, participants: Iterable[str]) -> list[list[RunRecord]]:
+        """Runs of each of some participants."""
+        people: dict[str, list[RunRecord]] = {}
+        for run in self._by_run(participants):
+            people.setdefault(self.runs[run].participant, []).append(self.runs[run])
+        return list(people.values())
+
+    def _by_run(self, participants: Iterable[str]) -> dict[int, list[Label]]:
+        by_run: dict[int, list[Label]] = {}
+        for label in self.labels.of_participants(participants):
+            if label.run in self.runs:
+                by_run.setdefault(label.run, []).append(label)
+        return by_run
+
+    def _of_events(self, record: RunRecord, labels: Sequence[Label]) -> list[tuple[Stretch, Label]]:
+        info = record.stored.info
+        timing = Timing(info.n_frames, info.step_s, target_t_r_s=info.step_s, start_time_s=info.onset_s)
+        placed = event_starts(labels, timing, self.clip_frames)
+        return [(Stretch(record, first, first, self._number(label, {})), label) for label, first in placed]
+
+    def _number(self, label: Label, people: Mapping[str, int]) -> float:
+        target = self.labels.target
+        if target.kind == "regression":
+            assert target.mean is not None and target.std is not None, "the scaler was fitted"
+            return (float(label.value) - target.mean) / target.std
+        if target.kind == "retrieval":
+            return float(people[label.participant])
+        return float(self.labels.index(label.value))
+
+
+def unit_of(labels: Labels) -> Unit:
+    """What is judged: clips where stretches are labelled, runs where those of a person differ, else people."""
+    if any(label.end_s is not None for label in labels.labels):
+        return "clip"
+    return "run" if labels.target.kind == "retrieval" or labels.strata() is None else "participant"
+
+
+def _require(found: Sized, role: str) -> None:
+    if not len(found):
+        raise TrainingError(
+            f"no clip of the {role} participants has a label",
+            expected="runs as long as a clip, and events as long as half of one",
+            remedy="Check the runs that were rejected, and --target",
+        )
+
+
+# --- the three ways ---------------------------------------------------------------------------------------------
+
+
+def _train(
+    plan: Tuning,
+    encoder: Encoder,
+    target: Target,
+    stretches: _Stretches,
+    labels: Labels,
+    split: Split,
+    course: Course,
+    place: Place,
+) -> tuple[nn.Module, Outcome]:
+    channels = stage_channels(encoder.config, len(encoder.config.depths) - 1)
+    head = head_for(target, channels, torch.Generator().manual_seed(course.seed + HEAD))
+    weights = class_weights(labels, split.train) if target.kind == "classification" else None
+    module = Finetuning(encoder, head, target, course, method=plan.method, class_weights=weights)
+    frames = plan.config.img_size[3]
+    training = ClipDataset(_training_samples(target, stretches, split, course), frames, plan.augment)
+    held_out = [stretch for stretch, _ in stretches.of(split.validation, fixed=True)]
+    validation = ClipDataset(ClipSamples(held_out, course.seed), frames) if held_out else None
+    outcome = train(module, training, validation, course, place)
+    return head, outcome
+
+
+def _training_samples(target: Target, stretches: _Stretches, split: Split, course: Course) -> Samples:
+    if target.kind == "retrieval":
+        people = stretches.people(split.train)
+        _require(people, "training")
+        return PairSamples(people, stretches.clip_frames, course.seed)
+    found = [stretch for stretch, _ in stretches.of(split.train, fixed=False)]
+    _require(found, "training")
+    return ClipSamples(found, course.seed)
+
+
+def _probe(
+    encoder: Encoder, target: Target, stretches: _Stretches, labels: Labels, split: Split, course: Course
+) -> tuple[nn.Module, Outcome]:
+    import time
+
+    started = time.monotonic()
+    weights = class_weights(labels, split.train) if target.kind == "classification" else None
+    train_data = _embedded(encoder, stretches, split.train, course)
+    _require(train_data.features, "training")
+    validation = _embedded(encoder, stretches, split.validation, course)
+    head, _, loss = fit_probe(target, train_data, validation if len(validation.labels) else None, weights)
+    return head, Outcome(1, 1, 1, loss, time.monotonic() - started, True)
+
+
+def _embedded(encoder: Encoder, stretches: _Stretches, participants: Iterable[str], course: Course) -> Embedded:
+    found = stretches.of(participants, fixed=True)
+    encoder.to(device_of(course)).eval()
+    features = _outputs(lambda clips: pool(encoder(clips)), [stretch for stretch, _ in found], stretches, course)
+    return Embedded(features, np.array([stretch.label for stretch, _ in found]))
+
+
+# --- the test ---------------------------------------------------------------------------------------------------
+
+
+def outputs_on_test(
+    encoder: Encoder, head: nn.Module, stretches: _Stretches, participants: Iterable[str], course: Course
+) -> tuple[ClipOutput, ...]:
+    """What the head makes of every clip of some participants."""
+    found = stretches.of(participants, fixed=True)
+    _require(found, "test")
+    rows = _outputs(lambda clips: head(pool(encoder(clips))), [stretch for stretch, _ in found], stretches, course)
+    return tuple(
+        ClipOutput(label.participant, stretch.run.name, stretch.first, label.value, row)
+        for (stretch, label), row in zip(found, rows, strict=True)
+    )
+
+
+@torch.no_grad()
+def _outputs(
+    compute: Callable[[Tensor], Tensor], found: Sequence[Stretch], stretches: _Stretches, course: Course
+) -> np.ndarray:
+    """Rows of outputs, one a stretch, in order.  # (n, outputs)"""
+    if not found:
+        return np.zeros((0, 0), np.float32)
+    data = ClipDataset(ClipSamples(found, course.seed), stretches.clip_frames)
+    batches = evaluation_loader(data, course.batch_size, course.workers)
+    device = device_of(course)
+    return np.concatenate([compute(batch["clips"].to(device)).float().cpu().numpy() for batch in batches])
