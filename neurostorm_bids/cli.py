@@ -100,7 +100,10 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
         help="derivative datasets to read when BIDS_DIR is raw; a bare PATH takes its folder's name",
     )
     group.add_argument(
-        "--input-type", choices=("auto", "fmriprep"), default="auto", help="pipeline that wrote the input"
+        "--input-type",
+        choices=("auto", "fmriprep", "nibabies", "hcp", "dcan", "ukb"),
+        default="auto",
+        help="pipeline that wrote the input (default: told by its folders)",
     )
     group.add_argument("--desc", default="preproc", metavar="LABEL", help="desc- label of the BOLD files to read")
     group.add_argument(
@@ -133,9 +136,9 @@ def _space(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-coverage",
         type=_share,
-        default=0.5,
+        default=0.05,
         metavar="SHARE",
-        help="refuse a run that covers less of the template brain (default 0.5)",
+        help="refuse a run that covers less of the template brain (default 0.05: hardly any; more is warned about)",
     )
 
 
@@ -315,8 +318,8 @@ def _evaluation(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--compare",
-        nargs="*",
-        choices=COMPARISONS,
+        nargs="+",
+        choices=(*COMPARISONS, "none"),
         default=list(COMPARISONS),
         help="what stands beside the models, beside chance (default: all). fc, mean-image, static and shuffled read the "
         "images of BIDS_DIR; static and shuffled need --model",

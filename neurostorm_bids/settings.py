@@ -55,7 +55,7 @@ class Settings:
     interpolation: Interpolation = "linear"
     intensity: Intensity = "none"
     denoise: Denoising = "none"
-    min_coverage: float = 0.5
+    min_coverage: float = 0.05
 
     # clips
     preprocessing: Preprocessing = "affine"
@@ -195,6 +195,8 @@ def _check(settings: Settings) -> None:
             expected="a folder outside BIDS_DIR, which is never written to",
             remedy="Name another one with --work-dir",
         )
+    if settings.reports_only:
+        raise UsageError("--reports-only: this version writes no reports yet", remedy="Leave it out")
     if settings.preprocessing == "reference" and settings.output_bold:
         raise UsageError(
             "--output-bold with --preprocessing reference: array space has no affine to write",

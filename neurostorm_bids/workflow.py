@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,8 +134,17 @@ def _run_nodes(pairs, settings: Settings, folder: Path, announce, plugin: dict[s
         workflow.add_nodes([node])
     plugin["plugin_args"]["status_callback"] = _reporter(files, announce)
     if settings.write_graph:
-        workflow.write_graph(str(folder / "graph.dot"), graph2use="flat", format="svg", simple_form=True)
+        _write_graph(workflow, folder)
     _run_to_the_end(workflow, plugin)
+
+
+def _write_graph(workflow, folder: Path) -> None:
+    try:
+        workflow.write_graph(str(folder / "graph.dot"), graph2use="flat", format="svg", simple_form=True)
+    except OSError:  # nipype writes the .dot file first, then asks graphviz for a picture
+        print(
+            f"warning: no picture of the graph without graphviz' dot; the graph itself is in {folder}", file=sys.stderr
+        )
 
 
 def _run_to_the_end(workflow, plugin: dict[str, Any]) -> None:

@@ -128,6 +128,16 @@ def test_two_derivatives_of_one_name_are_refused(tmp_path):
         parse_settings(arguments(tmp_path, "-d", "a=/x", "a=/y"))
 
 
+def test_reports_that_are_not_there_yet_are_not_promised(tmp_path):
+    with pytest.raises(UsageError, match="writes no reports yet"):
+        parse_settings(arguments(tmp_path, "--reports-only"))
+
+
+def test_array_space_has_no_affine_to_write(tmp_path):
+    with pytest.raises(UsageError, match="array space has no affine"):
+        parse_settings(arguments(tmp_path, "--preprocessing", "reference", "--output-bold"))
+
+
 def test_an_error_survives_the_border_between_processes():
     import pickle
 

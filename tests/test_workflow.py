@@ -72,6 +72,13 @@ def test_a_killed_worker_loses_its_own_run_only(tmp_path):
     assert "sub-01_task-rest: the worker ended without a result. It was killed (out of memory?)" in outcomes[1].message
 
 
+def test_the_graph_is_written_with_or_without_graphviz(tmp_path):
+    settings = settings_for(tmp_path, write_graph=True)
+    (outcome,) = execute(tasks(succeed), settings, tmp_path / "scratch", lambda _: None)
+    assert outcome.status == "done"
+    assert list((tmp_path / "scratch").glob("graph*.dot"))
+
+
 @pytest.mark.parametrize(("text", "fault"), [("plugin_args: {}", "names no plugin"), ("[", "cannot be read")])
 def test_a_plugin_file_without_a_plugin_is_named(tmp_path, text, fault):
     file = tmp_path / "plugin.yml"
