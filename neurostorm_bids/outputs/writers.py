@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from neurostorm_bids.outputs.atomic import replacing, sha256, write_json, write_text
-from neurostorm_bids.outputs.names import RunFiles, desc_label, sidecar_of
+from neurostorm_bids.outputs.names import RunFiles, sidecar_of
 from neurostorm_bids.outputs.nifti import write_nifti_gz
 from neurostorm_bids.outputs.records import ClipRow, ModelRecord, QualityFigure, RunRecord, TargetRow
 from neurostorm_bids.outputs.resume import DATA_HASH, KEY
@@ -193,5 +193,5 @@ def _write_sidecar(
 
 def model_description(model: ModelRecord) -> str:
     """The line of ``descriptions.tsv`` for a model's ``desc-`` label."""
-    text = f"Embedding and predictions of the model {model.name} (label {desc_label(model.name)}), hash {model.hash}."
+    text = f"Embedding, and predictions where it has heads, of the model {model.name}, hash {model.hash}."
     return text if model.trained else f"{text} {UNTRAINED}"
