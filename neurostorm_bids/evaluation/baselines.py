@@ -1,0 +1,85 @@
+"""What stands beside a model: functional connectivity, mean image, nuisance variables, age and sex, and chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from neurostorm_bids.evaluation.learning import Features
+
+FC_CITATION = "nilearn ConnectivityMeasure with the Ledoit-Wolf covariance"
+
+
+def connectivity(courses: Sequence[Sequence[np.ndarray]]) -> list[Features]:
+    """Functional connectivity of each row: correlations, and tangent vectors around the training rows' mean.
+
+    Parameters
+    ----------
+    courses : sequence (rows) of sequences (runs) of ndarray (t, parcels)
+        The runs of a row are standardised and joined in time.
+    """
+    series = [np.concatenate([_standard(run) for run in runs]) for runs in courses]
+    correlation = _measure("correlation").fit_transform(series)  # (n, pairs)
+    return [
+        Features.fixed("fc-correlation", "Functional connectivity: Ledoit-Wolf correlations", correlation),
+        Features("fc-tangent", "Functional connectivity: tangent space of the training rows", _tangent(series)),
+    ]
+
+
+def _standard(course: np.ndarray) -> np.ndarray:
+    centred = course - course.mean(axis=0)
+    spread = centred.std(axis=0)
+    return centred / np.where(spread > 1e-6, spread, 1.0)  # an empty parcel stays 0
+
+
+def _measure(kind: str):
+    from nilearn.connectome import ConnectivityMeasure
+    from sklearn.covariance import LedoitWolf
+
+    estimator = LedoitWolf(store_precision=False)
+    return ConnectivityMeasure(
+        cov_estimator=estimator, kind=kind, vectorize=True, discard_diagonal=True, standardize=False
+    )
+
+
+def _tangent(series: list[np.ndarray]):
+    def of_fold(train: np.ndarray) -> np.ndarray:
+        return _measure("tangent").fit([series[row] for row in train]).transform(series)
+
+    return of_fold
+
+
+def table_features(name: str, description: str, table: pd.DataFrame) -> Features | None:
+    """Columns as numbers: categories as indicators, missing values at 0 with an indicator of their own.
+
+    Numbers are not scaled here: what is missing is filled with the mean of the training rows. None without a column
+    that varies.
+    """
+    columns: list[np.ndarray] = []
+    for column in table:
+        values = table[column]
+        if values.nunique() < 2 and not 0 < values.isna().sum() < len(values):
+            continue
+        if pd.api.types.is_numeric_dtype(values):
+            columns.append(values.to_numpy(float)[:, None])
+            columns += [values.isna().to_numpy(float)[:, None]] if values.isna().any() else []
+        else:
+            columns.append(pd.get_dummies(values.astype(object), dummy_na=bool(values.isna().any())).to_numpy(float))
+    return None if not columns else Features(name, description, _filled(np.concatenate(columns, axis=1)))
+
+
+def _filled(values: np.ndarray):
+    def of_fold(train: np.ndarray) -> np.ndarray:
+        known = ~np.isnan(values[train])
+        total = np.where(known, values[train], 0.0).sum(axis=0)
+        means = total / np.maximum(known.sum(axis=0), 1)
+        return np.where(np.isnan(values), means, values)
+
+    return of_fold
+
+
+def chance(n_rows: int) -> Features:
+    """No features at all: the mean of the training rows, or their most frequent class."""
+    return Features.fixed("chance", "Mean or majority of the training rows", np.zeros((n_rows, 0)))

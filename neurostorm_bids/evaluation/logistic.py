@@ -1,0 +1,74 @@
+"""Nested logistic regression (scikit-learn): the same interface as `ridge`, one fit a permutation."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+
+from neurostorm_bids.evaluation.problem import Fold
+from neurostorm_bids.evaluation.ridge import Nested
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse penalty; features of SD 1
+
+
+def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
+    """Choose the penalty on inner folds by log loss, train, predict: for every labelling anew.
+
+    Parameters and result are those of `ridge.nested_ridge`.
+    """
+    n_labellings, n_columns = labels.shape[1:]
+    predicted = np.empty((len(fold.test), n_labellings, n_columns))
+    penalty = np.empty(n_labellings)
+    inner = np.empty((len(fold.train), n_columns))
+    for number in range(n_labellings):
+        y = _classes(labels[:, number])
+        strength, held_out = _best_strength(features[fold.train], y[fold.train], n_columns, fold)
+        penalty[number] = 1 / strength
+        if number == 0:
+            inner = held_out
+        predicted[:, number] = _fitted(features[fold.train], y[fold.train], features[fold.test], n_columns, strength)
+    return Nested(predicted, inner, penalty)
+
+
+def _classes(columns: np.ndarray) -> np.ndarray:
+    """Class indices of indicators.  # (n, columns) -> (n,)"""
+    return columns[:, 0].astype(int) if columns.shape[1] == 1 else columns.argmax(axis=1)
+
+
+def _best_strength(x: np.ndarray, y: np.ndarray, n_columns: int, fold: Fold) -> tuple[float, np.ndarray]:
+    """The strength with the smallest inner log loss, and its held-out predictions."""
+    losses, predictions = [], []
+    for strength in STRENGTHS:
+        held_out = np.empty((len(y), n_columns))
+        for fit, validate in fold.inner:
+            held_out[validate] = _fitted(x[fit], y[fit], x[validate], n_columns, strength)
+        losses.append(_log_loss(y, held_out))
+        predictions.append(held_out)
+    best = int(np.argmin(losses))
+    return STRENGTHS[best], predictions[best]
+
+
+def _log_loss(y: np.ndarray, columns: np.ndarray) -> float:
+    probabilities = np.concatenate([1 - columns, columns], axis=1) if columns.shape[1] == 1 else columns
+    return float(log_loss(y, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+def _fitted(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_columns: int, strength: float) -> np.ndarray:
+    """Probabilities of the new rows, of the second class where there are two.  # (m, columns)"""
+    probabilities = np.zeros((len(new), max(2, n_columns)))
+    present = np.unique(y)
+    if len(present) == 1:
+        probabilities[:, present] = 1.0
+    else:
+        scaler = StandardScaler().fit(x)
+        model = LogisticRegression(C=strength, max_iter=200)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which inner folds do not choose
+            model.fit(scaler.transform(x), y)
+        probabilities[:, present] = model.predict_proba(scaler.transform(new))
+    return probabilities[:, 1:] if n_columns == 1 else probabilities

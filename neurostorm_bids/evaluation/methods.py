@@ -1,0 +1,69 @@
+"""A methods paragraph that can be pasted, with its references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neurostorm_bids.evaluation.atlas import DESCRIPTION as ATLAS
+from neurostorm_bids.evaluation.problem import Problem
+
+REFERENCES = """
+- Abraham A, et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 8:14 (2014).
+- Cole JH, et al. Brain age predicts mortality. Mol Psychiatry 23:1385-1392 (2018).
+- Efron B, Tibshirani RJ. An Introduction to the Bootstrap. Chapman & Hall (1993).
+- He T, et al. Deep neural networks and kernel regression achieve comparable accuracies for functional connectivity
+  prediction of behavior and demographics. NeuroImage 206:116276 (2020).
+- Ledoit O, Wolf M. A well-conditioned estimator for large-dimensional covariance matrices. J Multivar Anal 88:365-411
+  (2004).
+- Pedregosa F, et al. Scikit-learn: machine learning in Python. J Mach Learn Res 12:2825-2830 (2011).
+- Poldrack RA, Huckins G, Varoquaux G. Establishment of best practices for evidence for prediction. JAMA Psychiatry
+  77:534-540 (2020).
+- Rosenblatt M, et al. Data leakage inflates prediction performance in connectome-based machine learning models. Nat
+  Commun 15:1829 (2024).
+- Varoquaux G, et al. Assessing and tuning brain decoders: cross-validation, caveats, and guidelines. NeuroImage
+  145:166-179 (2017).
+- Winkler AM, et al. Multi-level block permutation. NeuroImage 123:253-268 (2015).
+""".strip()
+
+
+def methods_text(problem: Problem, design: Mapping[str, Any], statements: Sequence[str]) -> str:
+    """Markdown: methods, results in sentences, references."""
+    said = "\n".join(f"- {sentence}" for sentence in statements)
+    return f"# Methods\n\n{_paragraph(problem, design)}\n\n# Results\n\n{said}\n\n# References\n\n{REFERENCES}\n"
+
+
+def _paragraph(problem: Problem, design: Mapping[str, Any]) -> str:
+    learner = _learner(problem, design)
+    kept = f"; members of a family ({design['GroupBy']}) stayed together" if design.get("GroupBy") else ""
+    within = f" within {design['LeaveOut']}" if design.get("LeaveOut") else ""
+    return (
+        f"{problem.name} of {design['Participants']} participants was predicted with {learner}. {_scheme(design)}"
+        f"{kept}. Features were standardised, and penalties chosen by five inner folds, on training participants "
+        "alone. The same folds served every set of features. Metrics were computed over all tested rows and averaged "
+        f"over repeats. 95 % intervals are percentiles of {design['Resamples']} bootstrap resamples of "
+        f"{'families' if design.get('GroupBy') else 'participants'} (Efron & Tibshirani 1993); the SD over repeats is "
+        "given beside them and is no interval (Varoquaux 2017). p values are one-sided and come from "
+        f"{design['Permutations']} permutations of the labels{within}, families of one size trading places as wholes "
+        "(Winkler 2015), each going through the whole nested procedure. Functional connectivity was computed with "
+        "nilearn (Abraham 2014) as Ledoit-Wolf shrunk correlations and as tangent vectors around the mean of the "
+        f"training participants, between {ATLAS}."
+    )
+
+
+def _learner(problem: Problem, design: Mapping[str, Any]) -> str:
+    if problem.kind == "regression":
+        return "ridge regression"
+    if design.get("Classifier") == "logistic":
+        return "logistic regression (scikit-learn; Pedregosa 2011)"
+    return "ridge classification (indicators of the classes, decisions at equal odds)"
+
+
+def _scheme(design: Mapping[str, Any]) -> str:
+    if design.get("LeaveOut"):
+        return f"Each {design['LeaveOut']} was left out in turn"
+    if design.get("Splits"):
+        return f"The splits of {design['Splits']} were followed"
+    return (
+        f"Participants were split into {design['Folds']} folds, {design['Repeats']} times, without regard to the labels"
+    )

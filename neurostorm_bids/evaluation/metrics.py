@@ -1,0 +1,172 @@
+"""Metrics of predictions, all at once for many resamples of the participants.
+
+Every metric takes weights (b, n), how often each row counts in each of b resamples, and gives (b,) values. With weights
+of 1 the values are those of scikit-learn; a bootstrap is one call. NaN where a metric is not defined (a constant
+prediction has no correlation, a resample may lack a class).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["regression", "classification"]
+Scores = dict[str, np.ndarray]
+
+REGRESSION = ("r2", "mae", "pearson", "spearman")
+CLASSIFICATION = ("balanced_accuracy", "auroc", "auprc", "accuracy", "brier", "ece")
+LOWER_IS_BETTER = frozenset({"mae", "brier", "ece"})
+N_BINS = 10  # of the expected calibration error
+DESCRIPTIONS = {
+    "r2": "1 - sum of squared errors / sum of squares about the mean (not the squared correlation).",
+    "mae": "Mean absolute error, in the unit of the target.",
+    "pearson": "Pearson correlation of predicted and observed values.",
+    "spearman": "Spearman rank correlation of predicted and observed values.",
+    "balanced_accuracy": "Mean over classes of the share that was recognised.",
+    "auroc": "Area under the receiver operating characteristic, one class against the rest, mean over classes.",
+    "auprc": "Average precision, one class against the rest, mean over classes (two classes: the second).",
+    "accuracy": "Share of right decisions.",
+    "brier": "Mean squared distance of the probabilities from what occurred, summed over classes.",
+    "ece": f"Expected calibration error: gap between confidence and accuracy over {N_BINS} bins of confidence.",
+}
+
+
+def metrics_of(kind: Kind) -> tuple[str, ...]:
+    """Names of the metrics of a kind of target; the first decides what the report says."""
+    return REGRESSION if kind == "regression" else CLASSIFICATION
+
+
+def _weights(weights: np.ndarray | None, n: int) -> np.ndarray:
+    return np.ones((1, n)) if weights is None else weights
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+# --- regression -------------------------------------------------------------------------------------------------
+
+
+def regression_scores(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> Scores:
+    """MAE, R2 by sums of squares, Pearson and Spearman.
+
+    Parameters
+    ----------
+    y, predicted : ndarray of shape (n,)
+    weights : ndarray of shape (b, n), optional
+
+    Returns
+    -------
+    dict of name to ndarray of shape (b,)
+    """
+    w = _weights(weights, len(y))
+    total = w.sum(axis=1)
+    mean = w @ y / total
+    around = np.maximum(w @ (y - y.mean()) ** 2 - total * (mean - y.mean()) ** 2, 0)
+    return {
+        "r2": 1 - _ratio(w @ (y - predicted) ** 2, around),
+        "mae": w @ np.abs(y - predicted) / total,
+        "pearson": _correlation(y[None], predicted[None], w),
+        "spearman": _correlation(midranks(y, w), midranks(predicted, w), w),
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Weighted Pearson correlation.  # (b or 1, n), (b or 1, n), (b, n) -> (b,)"""
+    total = w.sum(axis=1, keepdims=True)
+    scale = [max(float(np.abs(values).max()), 1e-300) for values in (x, y)]
+    x = x - (w * x).sum(axis=1, keepdims=True) / total
+    y = y - (w * y).sum(axis=1, keepdims=True) / total
+    of_x, of_y = (w * x * x).sum(axis=1), (w * y * y).sum(axis=1)
+    # what is left of a constant after taking its mean away is rounding, not variance
+    varies = (of_x > total[:, 0] * (1e-12 * scale[0]) ** 2) & (of_y > total[:, 0] * (1e-12 * scale[1]) ** 2)
+    return _ratio((w * x * y).sum(axis=1), np.where(varies, np.sqrt(of_x * of_y), 0.0))
+
+
+def midranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks of the rows in each resample, ties (copies of a row too) at their mean.  # (n,), (b, n) -> (b, n)"""
+    below, mass, place = _steps(values, weights)
+    return (below + (mass + 1) / 2)[:, place]
+
+
+def _steps(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weight below and at each distinct value, and which value each row has.  # (b, u), (b, u), (n,)"""
+    order = np.argsort(values, kind="stable")
+    sorted_values = values[order]
+    is_new = np.concatenate([[True], sorted_values[1:] > sorted_values[:-1]])
+    mass = np.add.reduceat(weights[:, order], np.flatnonzero(is_new), axis=1)
+    place = np.empty(len(values), int)
+    place[order] = np.cumsum(is_new) - 1
+    return np.cumsum(mass, axis=1) - mass, mass, place
+
+
+# --- classification ---------------------------------------------------------------------------------------------
+
+
+def classification_scores(
+    y: np.ndarray, probabilities: np.ndarray, decided: np.ndarray, weights: np.ndarray | None = None
+) -> Scores:
+    """Metrics of class probabilities and of the classes decided for.
+
+    Parameters
+    ----------
+    y, decided : ndarray of shape (n,), int
+        Class indices.
+    probabilities : ndarray of shape (n, classes)
+    weights : ndarray of shape (b, n), optional
+
+    Returns
+    -------
+    dict of name to ndarray of shape (b,)
+    """
+    w = _weights(weights, len(y))
+    n_classes = probabilities.shape[1]
+    occurred = np.eye(n_classes)[y]  # (n, k)
+    right = (decided == y).astype(float)
+    recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
+    scored = range(n_classes) if n_classes > 2 else (1,)
+    areas = [_areas(probabilities[:, k], occurred[:, k], w) for k in scored]
+    squares = ((probabilities - occurred) ** 2).sum(axis=1)
+    return {
+        "balanced_accuracy": _mean(list(recalls.T)),
+        "auroc": _mean([area[0] for area in areas]),
+        "auprc": _mean([area[1] for area in areas]),
+        "accuracy": w @ right / w.sum(axis=1),
+        "brier": w @ squares / w.sum(axis=1),
+        "ece": calibration_error(y, probabilities, w),
+    }
+
+
+def _mean(of_classes: list[np.ndarray]) -> np.ndarray:
+    """Mean over the classes that occur; NaN where none does."""
+    stacked = np.stack(of_classes)  # (k, b)
+    known = ~np.isnan(stacked)
+    return _ratio(np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0))
+
+
+def _areas(score: np.ndarray, positive: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas under the ROC and the precision-recall curve.  # (n,), (n,), (b, n) -> (b,), (b,)"""
+    _, of_positive, _ = _steps(score, w * positive)
+    below, of_negative, _ = _steps(score, w * (1 - positive))
+    n_positive, n_negative = of_positive.sum(axis=1), of_negative.sum(axis=1)
+    won = (of_positive * (below + of_negative / 2)).sum(axis=1)
+    above = np.cumsum((of_positive + of_negative)[:, ::-1], axis=1)
+    precision = np.divide(np.cumsum(of_positive[:, ::-1], axis=1), above, out=np.zeros_like(above), where=above > 0)
+    return _ratio(won, n_positive * n_negative), _ratio((precision * of_positive[:, ::-1]).sum(axis=1), n_positive)
+
+
+def calibration_error(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Expected calibration error of the most probable class.  # (n,), (n, k), (b, n) -> (b,)"""
+    w = _weights(weights, len(y))
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+    gap = w @ (np.eye(N_BINS)[bins] * (hit - confidence)[:, None])  # (b, bins): sum of accuracy less confidence
+    return np.abs(gap).sum(axis=1) / w.sum(axis=1)
+
+
+def confusion(y: np.ndarray, decided: np.ndarray, n_classes: int) -> np.ndarray:
+    """Counts of observed (rows) and decided (columns) classes.  # (k, k)"""
+    counts = np.zeros((n_classes, n_classes), int)
+    np.add.at(counts, (y, decided), 1)
+    return counts

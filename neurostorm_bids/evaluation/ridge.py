@@ -1,0 +1,189 @@
+"""Ridge regression and classification: one decomposition of a fold's features serves every permutation of its labels.
+
+With X = U S V' (centred, each feature of SD 1 over the training rows) the prediction for penalty c is
+``mean(y) + X_test V diag(S / (S^2 + c)) U' y``: only ``U' y`` depends on the labels, so a thousand permuted labels
+are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from neurostorm_bids.evaluation.problem import Fold
+
+PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.75)  # in units of the mean squared singular value
+LEAST_SLOPE = 1e-3  # of log odds on a score, by its SD
+SMALLEST = 1e-10  # singular values below this share of the largest are rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """The training features of a fold, and the rows to predict in the same coordinates.
+
+    ``left`` is U (n, r), ``singular`` S (r,), ``new`` X_test V (m, r).
+    """
+
+    left: np.ndarray
+    singular: np.ndarray
+    new: np.ndarray
+
+    @classmethod
+    def of(cls, train: np.ndarray, new: np.ndarray) -> Decomposition:
+        """Decompose training rows; scaling is learnt from them alone.  # (n, d), (m, d)"""
+        mean, spread = train.mean(axis=0), train.std(axis=0)
+        varies = spread > 1e-12 * np.maximum(np.abs(mean), 1e-300)
+        train = (train[:, varies] - mean[varies]) / spread[varies]
+        new = (new[:, varies] - mean[varies]) / spread[varies]
+        if not train.shape[1]:
+            return cls(np.zeros((len(train), 0)), np.zeros(0), np.zeros((len(new), 0)))
+        return cls._dual(train, new) if train.shape[1] > len(train) else cls._primal(train, new)
+
+    @classmethod
+    def _primal(cls, train: np.ndarray, new: np.ndarray) -> Decomposition:
+        squares, right = np.linalg.eigh(train.T @ train)  # (d,), (d, d)
+        kept = squares > SMALLEST * squares[-1]
+        singular, right = np.sqrt(squares[kept]), right[:, kept]
+        return cls(train @ right / singular, singular, new @ right)
+
+    @classmethod
+    def _dual(cls, train: np.ndarray, new: np.ndarray) -> Decomposition:
+        squares, left = np.linalg.eigh(train @ train.T)  # (n,), (n, n)
+        kept = squares > SMALLEST * squares[-1]
+        singular, left = np.sqrt(squares[kept]), left[:, kept]
+        return cls(left, singular, (new @ train.T) @ left / singular)
+
+    def predictions(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Predictions of the new rows for every penalty in turn.  # (n, m) -> each (rows, m)"""
+        projected = self.left.T @ labels  # (r, m); columns of U are orthogonal to the mean
+        for penalty in self._penalties():
+            yield self._predict(penalty, projected) + labels.mean(axis=0)
+
+    def predict(self, labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Predictions of the new rows, each column with the penalty chosen for it.  # (n, m), (m,) -> (rows, m)"""
+        projected, penalties = self.left.T @ labels, self._penalties()
+        predicted = np.empty((len(self.new), labels.shape[1]))
+        for number in np.unique(chosen):
+            columns = chosen == number
+            predicted[:, columns] = self._predict(penalties[number], projected[:, columns])
+        return predicted + labels.mean(axis=0)
+
+    def _penalties(self) -> np.ndarray:
+        return PENALTIES * (np.mean(self.singular**2) if self.singular.size else 1.0)
+
+    def _predict(self, penalty: float, projected: np.ndarray) -> np.ndarray:
+        return (self.new * (self.singular / (self.singular**2 + penalty))) @ projected
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """What a fold's model says.
+
+    Attributes
+    ----------
+    predicted : ndarray of shape (test rows, p, k)
+        Numbers, or probabilities of the k classes (of the second where there are two).
+    inner : ndarray of shape (training rows, k)
+        Of the observed labels (the first of p): predictions by models that did not see the row, to calibrate on.
+    penalty : ndarray of shape (p,)
+    """
+
+    predicted: np.ndarray
+    inner: np.ndarray
+    penalty: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Sums over the inner folds' held-out predictions z of labels y, for every penalty and column.
+
+    # (penalties, p k) each; ``observed`` (penalties, n, k) holds the predictions of the observed labels
+    """
+
+    z: np.ndarray
+    zy: np.ndarray
+    zz: np.ndarray
+    observed: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, n_columns: int, fold: Fold) -> Held:
+        """Train on the inner folds and predict what each holds out.  # (n, d), (n, p k)"""
+        sums = np.zeros((3, len(PENALTIES), y.shape[1]))
+        observed = np.zeros((len(PENALTIES), len(x), n_columns))
+        for fit, held_out in fold.inner:
+            parts = Decomposition.of(x[fit], x[held_out])
+            labels = y[held_out]
+            for number, predicted in enumerate(parts.predictions(y[fit])):
+                sums[0, number] += predicted.sum(axis=0)
+                sums[1, number] += np.einsum("ij,ij->j", predicted, labels)
+                sums[2, number] += np.einsum("ij,ij->j", predicted, predicted)
+                observed[number, held_out] = predicted[:, :n_columns]
+        return cls(sums[0], sums[1], sums[2], observed)
+
+    def best_penalty(self, y: np.ndarray, n_columns: int) -> np.ndarray:
+        """The penalty of least squared error of each labelling.  # (n, p k) -> (p,)"""
+        errors = self.zz - 2 * self.zy + (y**2).sum(axis=0)
+        errors = errors.reshape(len(PENALTIES), -1, n_columns).sum(axis=-1)
+        # of equal errors the largest penalty: without any feature all are equal
+        least = errors.min(axis=0) + 1e-12 * np.abs(errors).max(axis=0)
+        return len(PENALTIES) - 1 - (errors <= least)[::-1].argmax(axis=0)
+
+
+def nested_ridge(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
+    """Choose the penalty on inner folds of the training rows, train, and predict the test rows.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+    labels : ndarray of shape (n, p, k)
+        p labellings of the rows, the observed one first, of k columns; the columns of one share their penalty.
+    fold : Fold
+
+    Returns
+    -------
+    Nested
+    """
+    return _nested(features, labels, fold)[0]
+
+
+def nested_ridge_classifier(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
+    """`nested_ridge` on indicators of the classes, whose scores become probabilities.
+
+    Held-out scores of the inner folds say where a class lies and how far its rows scatter; two normal distributions of
+    one variance then give the odds. Scores that are no higher in the class than outside give little but its share.
+    """
+    nested, held, chosen = _nested(features, labels, fold)
+    n_columns, y = labels.shape[2], labels[fold.train]  # (n, p, k)
+    columns = np.arange(y.shape[1] * n_columns).reshape(-1, n_columns)
+    z, zy, zz = (sums[chosen[:, None], columns] for sums in (held.z, held.zy, held.zz))  # (p, k)
+    slope, middle, share = _odds(z, zy, zz, y.sum(axis=0), len(y))
+
+    def probabilities(scores: np.ndarray, of: slice) -> np.ndarray:
+        odds = share[of] * np.exp(np.clip(slope[of] * (scores - middle[of]), -30, 30))
+        return odds / (1 - share[of] + odds)
+
+    inner = probabilities(nested.inner[:, None], slice(0, 1))[:, 0]
+    return Nested(probabilities(nested.predicted, slice(None)), inner, nested.penalty)
+
+
+def _odds(
+    z: np.ndarray, zy: np.ndarray, zz: np.ndarray, n_in: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slope and middle of the log odds of each class, and its share.  # (p, k) each"""
+    inside, outside = zy / np.maximum(n_in, 1), (z - zy) / np.maximum(n - n_in, 1)
+    scatter = np.maximum((zz - n_in * inside**2 - (n - n_in) * outside**2) / n, 1e-9)
+    # never flat: decisions stay those of the scores, and permuted labellings do not tie
+    slope = np.maximum((inside - outside) / scatter, LEAST_SLOPE / np.sqrt(scatter))
+    return slope, (inside + outside) / 2, n_in / n
+
+
+def _nested(features: np.ndarray, labels: np.ndarray, fold: Fold) -> tuple[Nested, Held, np.ndarray]:
+    train, n_columns = fold.train, labels.shape[2]
+    x, y = features[train], labels[train].reshape(len(train), -1)  # (n, p k)
+    held = Held.of(x, y, n_columns, fold)
+    chosen = held.best_penalty(y, n_columns)
+    predicted = Decomposition.of(x, features[fold.test]).predict(y, np.repeat(chosen, n_columns))
+    predicted = predicted.reshape(len(fold.test), -1, n_columns)
+    return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen]), held, chosen

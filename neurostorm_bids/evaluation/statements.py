@@ -1,0 +1,94 @@
+"""What the figures say, in sentences: by the first metric of the target's kind, and only as far as intervals go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurostorm_bids.evaluation.metrics import LOWER_IS_BETTER, metrics_of
+from neurostorm_bids.evaluation.problem import Problem
+from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
+
+ALPHA = 0.05
+FEW = 50  # participants below which a difference that is not seen says little
+
+# what it means when the model is better, cannot be told apart, or is worse
+MEANINGS = {
+    "static": (
+        "what it predicts rests in part on dynamics",
+        "the figures do not show that it uses dynamics: the run's mean image does as well",
+        "the mean image alone does better: dynamics add nothing that was used",
+    ),
+    "shuffled": (
+        "the order of the volumes matters to it",
+        "the figures do not show that it uses the order of the volumes",
+        "it does better when the order of the volumes is lost",
+    ),
+    "fc": (
+        "it adds to what a linear model of functional connectivity reaches",
+        "a linear model of functional connectivity cannot be told apart from it",
+        "a linear model of functional connectivity does better",
+    ),
+    "mean-image": (
+        "it adds to a linear model of the parcels' mean image",
+        "a linear model of the parcels' mean image cannot be told apart from it",
+        "a linear model of the parcels' mean image does better",
+    ),
+    "nuisance": (
+        "motion, site and acquisition alone do not explain it",
+        "motion, site and acquisition alone cannot be told apart from it",
+        "motion, site and acquisition alone do better",
+    ),
+    "demographics": (
+        "it adds to age and sex",
+        "age and sex alone cannot be told apart from it",
+        "age and sex alone do better",
+    ),
+    "chance": (
+        "it is better than the mean or the majority",
+        "it cannot be told apart from the mean or the majority",
+        "it is worse than the mean or the majority",
+    ),
+}
+
+
+def statements(problem: Problem, summary: Summary, models: Sequence[str]) -> list[str]:
+    """Sentences on each model, then on the controls and comparisons that are at chance or not."""
+    metric = metrics_of(problem.kind)[0]
+    names = list(dict.fromkeys(row.features for row in summary.rows))
+    said = [_above_chance(summary.row(name, metric), metric) for name in names if name != "chance"]
+    for model in models:
+        for name in (name for name in names if name != model and name not in models):
+            difference = summary.difference(model, name, metric)
+            if difference is not None:
+                said.append(_compared(difference, metric))
+    if len(problem.labels) < FEW:
+        said.append(
+            f"With {len(problem.labels)} participants only large differences can be seen: what is not shown here "
+            "may well be there."
+        )
+    return said
+
+
+def _above_chance(row: MetricRow, metric: str) -> str:
+    figures = f"{metric} {row.value:.3f} [{row.interval.low:.3f}, {row.interval.high:.3f}]"
+    if not row.n_permutations:
+        return f"{row.features}: {figures}; no permutations were asked for."
+    verdict = "above chance" if row.p <= ALPHA else "not above chance"
+    return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations)."
+
+
+def verdict_of(difference: Difference, metric: str) -> int:
+    """1: the model is better, -1: it is worse, 0: they cannot be told apart."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    if sign * difference.interval.low > 0 and sign * difference.interval.high > 0:
+        return 1
+    return -1 if sign * difference.interval.low < 0 and sign * difference.interval.high < 0 else 0
+
+
+def _compared(difference: Difference, metric: str) -> str:
+    figures = f"{metric} {difference.value:+.3f} [{difference.interval.low:+.3f}, {difference.interval.high:+.3f}]"
+    kind = next((kind for kind in MEANINGS if difference.features.startswith(kind)), None)
+    verdict = verdict_of(difference, metric)
+    told = ("it is better", "they cannot be told apart", "it is worse")
+    meaning = (MEANINGS[kind] if kind else told)[{1: 0, 0: 1, -1: 2}[verdict]]
+    return f"{difference.model} against {difference.features}: {meaning} ({figures})."

@@ -1,0 +1,104 @@
+"""Metrics of all that is compared, each with interval, spread over repeats, p, and the model's difference from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from neurostorm_bids.evaluation.intervals import Interval, percentile
+from neurostorm_bids.evaluation.learning import Outcome, scores_of
+from neurostorm_bids.evaluation.metrics import Scores, metrics_of
+from neurostorm_bids.evaluation.permutation import p_value
+from neurostorm_bids.evaluation.problem import Problem
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of one set of features.
+
+    ``value`` is the mean over repeats, ``interval`` from resampled participants, ``repeat_sd`` the SD over repeats
+    (of the folds alone: no interval), ``p`` from permuted labels.
+    """
+
+    features: str
+    metric: str
+    value: float
+    interval: Interval
+    repeat_sd: float
+    p: float
+    n_permutations: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model's metric less that of a comparison, over the same resamples."""
+
+    model: str
+    features: str
+    metric: str
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """All rows, and all differences of the models from everything else."""
+
+    rows: tuple[MetricRow, ...]
+    differences: tuple[Difference, ...]
+
+    def row(self, features: str, metric: str) -> MetricRow:
+        """The row of some features and metric."""
+        return next(row for row in self.rows if (row.features, row.metric) == (features, metric))
+
+    def difference(self, model: str, features: str, metric: str) -> Difference | None:
+        """A model's difference, where there is such a comparison."""
+        found = (d for d in self.differences if (d.model, d.features, d.metric) == (model, features, metric))
+        return next(found, None)
+
+
+def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequence[str], weights: np.ndarray) -> Summary:
+    """Put everything side by side.
+
+    Parameters
+    ----------
+    problem : Problem
+    outcomes : mapping of name to Outcome
+    models : sequence of str
+        Those of the outcomes that are compared with the others.
+    weights : ndarray of shape (b, n)
+        Resamples (`intervals.resamples`), the same for all: differences are paired.
+    """
+    observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
+    resampled = {name: over_repeats(problem, outcome, weights) for name, outcome in outcomes.items()}
+    rows, differences = [], []
+    for name, outcome in outcomes.items():
+        for metric in metrics_of(problem.kind):
+            rows.append(_row(name, metric, observed[name][metric], resampled[name][metric], outcome.permuted))
+    for model in models:
+        for name in (name for name in outcomes if name != model):
+            for metric in metrics_of(problem.kind):
+                value = float(observed[model][metric].mean() - observed[name][metric].mean())
+                interval = percentile(resampled[model][metric] - resampled[name][metric])
+                differences.append(Difference(model, name, metric, value, interval))
+    return Summary(tuple(rows), tuple(differences))
+
+
+def by_repeat(problem: Problem, outcome: Outcome) -> Scores:
+    """Metrics of each repeat.  # (repeats,) each"""
+    each = [scores_of(problem, p, d) for p, d in zip(outcome.predicted, outcome.decided, strict=True)]
+    return {metric: np.array([float(scores[metric][0]) for scores in each]) for metric in metrics_of(problem.kind)}
+
+
+def over_repeats(problem: Problem, outcome: Outcome, weights: np.ndarray) -> Scores:
+    """Metrics of each resample, mean over repeats.  # (b,) each"""
+    each = [scores_of(problem, p, d, weights) for p, d in zip(outcome.predicted, outcome.decided, strict=True)]
+    return {metric: np.mean([scores[metric] for scores in each], axis=0) for metric in metrics_of(problem.kind)}
+
+
+def _row(name: str, metric: str, observed: np.ndarray, resampled: np.ndarray, permuted: Scores) -> MetricRow:
+    value, null = float(observed.mean()), permuted[metric]
+    spread = float(observed.std(ddof=1)) if len(observed) > 1 else float("nan")
+    return MetricRow(name, metric, value, percentile(resampled), spread, p_value(metric, value, null), int(null.size))

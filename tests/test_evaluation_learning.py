@@ -1,0 +1,183 @@
+"""Nested cross-validation: against scikit-learn step by step, and what it must never see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
+from neurostorm_bids.evaluation.learning import Features, cross_validate, scores_of
+from neurostorm_bids.evaluation.logistic import nested_logistic
+from neurostorm_bids.evaluation.permutation import p_value, permutations
+from neurostorm_bids.evaluation.problem import Problem, plan_folds
+from neurostorm_bids.evaluation.ridge import PENALTIES, Decomposition, nested_ridge, nested_ridge_classifier
+from neurostorm_bids.evaluation.summary import by_repeat, summarise
+
+
+def problem_of(values: np.ndarray, *, classes: tuple[str, ...] = (), families=None) -> Problem:
+    participants = tuple(f"{i:04d}" for i in range(len(values)))
+    return Problem(
+        name="target",
+        kind="classification" if classes else "regression",
+        participants=participants,
+        values=np.asarray(values),
+        families=tuple(families or participants),
+        sites=("",) * len(values),
+        classes=classes,
+        rows=participants,
+    )
+
+
+@pytest.mark.parametrize("d", [8, 90])
+def test_predictions_are_those_of_scikit_learns_ridge(d: int):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(3, 2, size=(40, d)), rng.normal(size=(40, 2))
+    x[:, 0] = 5.0  # constant
+    found = Decomposition.of(x[:30], x[30:])
+    scaler = StandardScaler().fit(x[:30])
+    penalties = PENALTIES * np.mean(found.singular**2)
+    for penalty, predicted in zip(penalties, found.predictions(y[:30]), strict=True):
+        expected = Ridge(alpha=penalty).fit(scaler.transform(x[:30]), y[:30]).predict(scaler.transform(x[30:]))
+        assert np.allclose(predicted, expected, atol=1e-6)
+    chosen = np.array([2, 5])
+    both = found.predict(y[:30], chosen)
+    assert np.allclose(both[:, 0], list(found.predictions(y[:30]))[2][:, 0])
+    assert np.allclose(both[:, 1], list(found.predictions(y[:30]))[5][:, 1])
+
+
+def test_each_permutation_goes_through_what_it_would_go_through_alone():
+    rng = np.random.default_rng(1)
+    problem = problem_of(rng.normal(size=40))
+    x = rng.normal(size=(40, 6)) + problem.values[:, None]
+    folds = plan_folds(problem, folds=4, repeats=1)
+    orders = permutations(problem, 5, seed=0)
+    labels = problem.columns(np.concatenate([problem.values[:, None], problem.values[orders]], axis=1))
+    together = nested_ridge(x, labels, folds[0])
+    for number in range(6):
+        alone = nested_ridge(x, labels[:, number : number + 1], folds[0])
+        assert np.allclose(together.predicted[:, number], alone.predicted[:, 0])
+        assert together.penalty[number] == alone.penalty[0]
+
+
+@pytest.mark.parametrize("learner", [nested_ridge, nested_ridge_classifier, nested_logistic])
+def test_labels_of_test_rows_change_no_prediction(learner):
+    rng = np.random.default_rng(2)
+    problem = problem_of(rng.integers(2, size=40), classes=("a", "b"))
+    x = rng.normal(size=(40, 4)) + problem.values[:, None]
+    fold = plan_folds(problem, folds=4, repeats=1)[0]
+    labels = problem.columns(problem.values[:, None])
+    flipped = labels.copy()
+    flipped[fold.test] = 1 - flipped[fold.test]
+    assert np.array_equal(learner(x, labels, fold).predicted, learner(x, flipped, fold).predicted)
+    held = learner(x, labels, fold)
+    assert held.predicted.shape == (len(fold.test), 1, 1) and held.inner.shape == (len(fold.train), 1)
+
+
+def test_inner_predictions_come_from_models_that_did_not_see_the_row():
+    rng = np.random.default_rng(3)
+    problem = problem_of(rng.normal(size=30))
+    fold = plan_folds(problem, folds=3, repeats=1)[0]
+    # features that tell each row apart: a model could only learn rows by heart
+    inner = nested_ridge(np.eye(30), problem.columns(problem.values[:, None]), fold).inner[:, 0]
+    assert abs(np.corrcoef(inner, problem.values[fold.train])[0, 1] + 0.5) < 0.6
+    assert not np.allclose(inner, problem.values[fold.train], atol=0.5)
+
+
+def test_folds_keep_families_together_at_both_levels():
+    families = [f"f{i // 3}" for i in range(60)]
+    problem = problem_of(np.arange(60.0), families=families)
+    folds = plan_folds(problem, folds=5, repeats=2, seed=1)
+    assert len(folds) == 10
+    for fold in folds:
+        of = [{families[row] for row in rows} for rows in (fold.train, fold.test)]
+        assert not of[0] & of[1]
+        for fit, held_out in fold.inner:
+            a, b = ({families[fold.train[row]] for row in rows} for rows in (fit, held_out))
+            assert not a & b
+            assert len(fit) + len(held_out) == len(fold.train)
+    for repeat in (0, 1):
+        tested = np.concatenate([fold.test for fold in folds if fold.repeat == repeat])
+        assert sorted(tested) == list(range(60))
+
+
+def test_sites_left_out_and_what_is_too_small():
+    problem = problem_of(np.arange(20.0))
+    site = {label: "ab"[int(label) % 2] for label in problem.labels}
+    folds = plan_folds(problem, leave_out=site, repeats=5)
+    assert [fold.name for fold in folds] == ["a", "b"]
+    with pytest.raises(EvaluationImpossible, match="10 or more"):
+        problem_of(np.arange(5.0))
+    with pytest.raises(SplitImpossible):
+        plan_folds(problem, folds=30)
+
+
+def test_signal_is_found_and_its_difference_from_noise_has_an_interval():
+    rng = np.random.default_rng(4)
+    values = rng.normal(50, 10, size=120)
+    problem = problem_of(values)
+    signal = rng.normal(size=(120, 5))
+    signal[:, 0] += (values - 50) / 5
+    folds = plan_folds(problem, folds=5, repeats=2)
+    orders = permutations(problem, 60, seed=0)
+    told: list[str] = []
+    outcomes = {
+        name: cross_validate(problem, Features.fixed(name, name, x), folds, orders, progress=told.append)
+        for name, x in (("model", signal), ("noise", rng.normal(size=(120, 5))), ("chance", np.zeros((120, 0))))
+    }
+    weights = rng.multinomial(120, np.full(120, 1 / 120), size=200).astype(float)
+    summary = summarise(problem, outcomes, ["model"], weights)
+    row = summary.row("model", "r2")
+    assert row.p == pytest.approx(1 / 61) and 0.5 < row.interval.low < row.value < row.interval.high < 1
+    assert row.repeat_sd < 0.1 and summary.row("noise", "r2").p > 0.02
+    difference = summary.difference("model", "noise", "r2")
+    assert difference is not None and difference.interval.low > 0.4
+    assert difference.value == pytest.approx(row.value - summary.row("noise", "r2").value)
+    assert len(told) == 30 and told[0] == "model: repeat 1 of 2, fold 1"
+    assert abs(summary.row("chance", "r2").value) < 0.1
+
+
+def test_unequal_classes_are_decided_at_equal_odds():
+    rng = np.random.default_rng(5)
+    y = (np.arange(200) < 30).astype(int)
+    x = rng.normal(size=(200, 3)) + 1.5 * y[:, None]
+    problem = problem_of(y, classes=("common", "rare"))
+    outcome = cross_validate(
+        problem, Features.fixed("x", "x", x), plan_folds(problem, repeats=1), np.zeros((200, 0), int)
+    )
+    scores = by_repeat(problem, outcome)
+    assert scores["balanced_accuracy"][0] > 0.8
+    assert np.allclose(outcome.predicted[0].sum(axis=1), 1) and (outcome.predicted > 0).all()
+
+
+def test_three_classes_and_a_class_that_a_fold_lacks():
+    rng = np.random.default_rng(6)
+    y = np.array([0, 1] * 20 + [2])
+    problem = problem_of(y, classes=("a", "b", "c"))
+    x = rng.normal(size=(41, 4)) + np.eye(3, 4)[y] * 4
+    folds = plan_folds(problem, folds=4, repeats=1)
+    for learner in (nested_ridge_classifier, nested_logistic):
+        outcome = cross_validate(problem, Features.fixed("x", "x", x), folds, np.zeros((41, 0), int), learner=learner)
+        assert by_repeat(problem, outcome)["accuracy"][0] > 0.8
+        assert np.allclose(outcome.predicted.sum(axis=-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_p_is_uniform_where_there_is_nothing_to_find(classes):
+    """120 evaluations of noise; the benchmark does 200 of a larger one."""
+    rng = np.random.default_rng(7)
+    found: dict[str, list[float]] = {}
+    for number in range(120):
+        values = rng.integers(2, size=40) if classes else rng.normal(size=40)
+        problem = problem_of(values, classes=classes)
+        folds = plan_folds(problem, folds=4, repeats=1, seed=number)
+        orders = permutations(problem, 39, seed=number)
+        outcome = cross_validate(problem, Features.fixed("x", "x", rng.normal(size=(40, 5))), folds, orders)
+        observed = scores_of(problem, outcome.predicted[0], outcome.decided[0])
+        for metric in ("balanced_accuracy", "auroc", "brier") if classes else ("r2", "mae", "pearson"):
+            found.setdefault(metric, []).append(p_value(metric, float(observed[metric][0]), outcome.permuted[metric]))
+    for metric, p in found.items():
+        jittered = np.array(p) - rng.uniform(0, 1 / 40, size=len(p))  # p comes in steps of 1 / 40
+        assert kstest(jittered, "uniform").pvalue > 0.01, metric
