@@ -120,22 +120,3 @@ def _require_one_model(label: str, runs: Sequence[CachedRun]) -> None:
             expected="one model hash under one name",
             remedy="Run the participant level again with one model: it replaces the results of the other",
         )
-
-
-def quality_of(run: CachedRun) -> dict[str, float]:
-    """Figures of the run's quality table; NaN where it says nothing, empty where there is no table.
-
-    The table is shared by the models of one input; where they differ each has its own label.
-    """
-    for label in ("neurostorm", run.label):
-        path = run.path.with_name(run.path.name.replace(f"_desc-{run.label}_embedding", f"_desc-{label}_qc"))
-        if path.is_file():
-            return {name: _number(cell) for name, cell in read_tsv(path)[0].items()}
-    return {}
-
-
-def _number(cell: str | None) -> float:
-    try:
-        return float(cell) if cell is not None else float("nan")
-    except ValueError:
-        return float("nan")

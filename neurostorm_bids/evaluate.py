@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurostorm_bids.cached import CachedRun, quality_of, read_cached
+from neurostorm_bids.cached import CachedRun, read_cached
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, UsageError
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
@@ -293,10 +293,9 @@ def _features(
 def nuisance_table(rows: Sequence[Row], material: Material) -> pd.DataFrame:
     """Mean framewise displacement, numbers of frames and clips, pipeline, route and site of each row."""
     cached = next(iter(material.cached.values()))
-    figures = {name: quality_of(run) for name, run in cached.items()}
     table = pd.DataFrame(
         {
-            "mean_fd": [_mean([figures[name].get("mean_fd", np.nan) for name in row.runs]) for row in rows],
+            "mean_fd": [_mean(np.concatenate([cached[name].fd_mm for name in row.runs])) for row in rows],
             "n_frames": [sum(cached[n].sidecar.get("Timing", {}).get("Frames", 0) for n in row.runs) for row in rows],
             "n_clips": [float(row.n_clips(cached)) for row in rows],
             "pipeline": [
@@ -312,9 +311,9 @@ def nuisance_table(rows: Sequence[Row], material: Material) -> pd.DataFrame:
     return table
 
 
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _joined(parts) -> str:
@@ -326,7 +325,7 @@ def _demographics(problem: Problem, rows: Sequence[Row], material: Material) -> 
         name for name in material.participants if str(name).lower() in DEMOGRAPHICS and str(name) != problem.name
     ]
     table = {str(name): [material.column(str(name)).get(row.participant) for row in rows] for name in columns}
-    return pd.DataFrame(table).convert_dtypes(convert_string=False) if table else pd.DataFrame(index=range(len(rows)))
+    return pd.DataFrame(table) if table else pd.DataFrame(index=range(len(rows)))
 
 
 # --- leakage and shift ------------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def _courses(row: Row, arrays: Mapping[str, Arrays]) -> list[np.ndarray]:
     return [np.concatenate(list(arrays[name]["courses"][:: int(arrays[name]["step"])])) for name in row.runs]
 
 
+def run_courses(material: Material, settings: Settings) -> dict[str, np.ndarray]:
+    """Parcel courses of every run.  # each (clips, t, parcels)"""
+    return {run.name: _arrays_of(run, material, {}, settings)["courses"] for run in material.runs}
+
+
 # --- one run ----------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
-from neurostorm_bids.evaluation.learning import Features, cross_validate, scores_of
+from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.permutation import p_value, permutations
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
@@ -175,7 +175,7 @@ def test_p_is_uniform_where_there_is_nothing_to_find(classes):
         folds = plan_folds(problem, folds=4, repeats=1, seed=number)
         orders = permutations(problem, 39, seed=number)
         outcome = cross_validate(problem, Features.fixed("x", "x", rng.normal(size=(40, 5))), folds, orders)
-        observed = scores_of(problem, outcome.predicted[0], outcome.decided[0])
+        observed = each_repeat(problem, outcome)[0]
         for metric in ("balanced_accuracy", "auroc", "brier") if classes else ("r2", "mae", "pearson"):
             found.setdefault(metric, []).append(p_value(metric, float(observed[metric][0]), outcome.permuted[metric]))
     for metric, p in found.items():

@@ -105,6 +105,18 @@ def test_what_is_not_defined_is_nan_and_no_number():
     assert resampled["balanced_accuracy"][0] == 1
 
 
+def test_rows_of_two_models_are_not_compared():
+    """Each model ranks its own rows rightly; their levels differ, and over all rows ranks would be wrong."""
+    y, fold = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    second = np.array([0.1, 0.2, 0.7, 0.9])
+    probabilities = np.stack([1 - second, second], axis=1)
+    assert classification_scores(y, probabilities, y)["auroc"][0] == 0.75
+    assert classification_scores(y, probabilities, y, None, fold)["auroc"][0] == 1.0
+    values, centre = np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.5, 3.5, 1.5, 1.5])
+    assert regression_scores(values, centre)["pearson"][0] < 0  # the mean of the others is low where a fold is high
+    assert np.isnan(regression_scores(values, centre, None, centre)["pearson"][0])
+
+
 def test_midranks_of_copies_and_ties():
     assert midranks(np.array([5.0, 1.0, 5.0]), np.array([[1.0, 2.0, 1.0]])).tolist() == [[3.5, 1.5, 3.5]]
 
@@ -154,7 +166,7 @@ def test_resamples_draw_families():
     weights = resamples(problem, 500, seed=0)
     assert (weights.reshape(500, 12, 3) == weights.reshape(500, 12, 3)[:, :, :1]).all()
     assert (weights.sum(axis=1) == 36).all()
-    mean = percentile(weights @ problem.values / 36)
+    mean = percentile(weights @ problem.values / 36, widening=1.0)
     analytic = np.arange(12).std() * 3 / np.sqrt(12) * 1.96
     assert (mean.high - mean.low) / 2 == pytest.approx(analytic, rel=0.15)
     assert np.isnan(percentile(np.full(10, np.nan)).low)

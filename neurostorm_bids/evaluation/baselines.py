@@ -28,6 +28,11 @@ def connectivity(courses: Sequence[Sequence[np.ndarray]]) -> list[Features]:
     ]
 
 
+def correlations(clips: np.ndarray) -> np.ndarray:
+    """Functional connectivity of one stretch.  # (clips, t, parcels) -> (pairs,)"""
+    return _measure("correlation").fit_transform([_standard(np.concatenate(list(clips)))])[0]
+
+
 def _standard(course: np.ndarray) -> np.ndarray:
     centred = course - course.mean(axis=0)
     spread = centred.std(axis=0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neurostorm_bids.evaluation.learning import Outcome, scores_of
+from neurostorm_bids.evaluation.learning import Outcome, each_repeat
 from neurostorm_bids.evaluation.problem import Problem
 
 LEAST_AT_SITE = 10
@@ -71,7 +71,7 @@ def within(problem: Problem, outcome: Outcome, groups: Mapping[str, str]) -> dic
     for site in sorted(set(sites)):
         mine = (sites == site).astype(float)[None]
         if mine.sum() >= LEAST_AT_SITE:
-            each = [scores_of(problem, p, d, mine) for p, d in zip(outcome.predicted, outcome.decided, strict=True)]
+            each = each_repeat(problem, outcome, mine)
             means = {name: float(np.mean([scores[name][0] for scores in each])) for name in each[0]}
             known = {name: value for name, value in means.items() if not np.isnan(value)}
             found[site] = {"n_rows": float(mine.sum()), **known}

@@ -44,6 +44,8 @@ class Outcome:
         in no test fold (stated splits).
     decided : ndarray of shape (repeats, n), int
         Classification: the class decided for, at equal odds of the classes. Regression: zeros.
+    reference : ndarray of shape (repeats, n)
+        Regression: mean of the rows that the row's model was trained on. Classification: number of its fold.
     inner : dict of (repeat, fold) to ndarray of shape (training rows, columns)
         Predictions of training rows by models that did not see them.
     permuted : dict of metric to ndarray of shape (p,)
@@ -54,6 +56,7 @@ class Outcome:
     features: Features
     predicted: np.ndarray
     decided: np.ndarray
+    reference: np.ndarray
     inner: dict[tuple[int, str], np.ndarray]
     permuted: Scores
     folds: list[tuple[int, str, float, int, int]] = field(default_factory=list)
@@ -89,16 +92,23 @@ def cross_validate(
     outcome = _blank(problem, features, len(repeats))
     scores: list[list[Scores]] = []
     for number, repeat in enumerate(repeats):
-        predicted, decided = _empty(problem, values.shape[1])
-        for fold in (fold for fold in folds if fold.repeat == repeat):
+        predicted, decided, reference = _empty(problem, values.shape[1])
+        for place, fold in enumerate(fold for fold in folds if fold.repeat == repeat):
             nested = learner(features.of_fold(fold.train), labels, fold)
             predicted[fold.test], decided[fold.test] = _as_said(problem, nested.predicted, labels[fold.train])
+            reference[fold.test] = values[fold.train].mean(axis=0) if problem.kind == "regression" else place
             outcome.inner[repeat, fold.name] = nested.inner
             row = (repeat, fold.name, float(nested.penalty[0]), len(fold.train), len(fold.test))
             outcome.folds.append(row)
             progress(f"{features.name}: repeat {number + 1} of {len(repeats)}, fold {fold.name}")
         outcome.predicted[number], outcome.decided[number] = predicted[:, 0], decided[:, 0]
-        scores.append(_scores_of(problem, values, predicted, decided))
+        outcome.reference[number] = reference[:, 0]
+        scores.append(
+            [
+                scores_of(problem, predicted[:, i], decided[:, i], reference[:, i], values=values[:, i])
+                for i in range(1, values.shape[1])
+            ]
+        )
     outcome.permuted.update(_mean_over_repeats(problem, scores))
     return outcome
 
@@ -106,13 +116,14 @@ def cross_validate(
 def _blank(problem: Problem, features: Features, n_repeats: int) -> Outcome:
     n_columns = 1 if problem.kind == "regression" else len(problem.classes)
     predicted = np.full((n_repeats, problem.n_rows, n_columns), np.nan)
-    return Outcome(features, predicted, np.zeros((n_repeats, problem.n_rows), int), {}, {})
+    shape = (n_repeats, problem.n_rows)
+    return Outcome(features, predicted, np.zeros(shape, int), np.zeros(shape), {}, {})
 
 
-def _empty(problem: Problem, n_labellings: int) -> tuple[np.ndarray, np.ndarray]:
+def _empty(problem: Problem, n_labellings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n_columns = 1 if problem.kind == "regression" else len(problem.classes)
     shape = (problem.n_rows, n_labellings)
-    return np.full((*shape, n_columns), np.nan, np.float32), np.zeros(shape, np.int16)
+    return np.full((*shape, n_columns), np.nan, np.float32), np.zeros(shape, np.int16), np.zeros(shape)
 
 
 def _as_said(problem: Problem, raw: np.ndarray, trained_on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,23 +147,23 @@ def scores_of(
     problem: Problem,
     predicted: np.ndarray,
     decided: np.ndarray,
+    reference: np.ndarray,
     weights: np.ndarray | None = None,
     values: np.ndarray | None = None,
 ) -> Scores:
-    """Metrics of one repeat, over the rows that were tested.  # (n, k), (n,), (b, n) -> (b,) each"""
+    """Metrics of one repeat, over the rows that were tested.  # (n, k), (n,), (n,), (b, n) -> (b,) each"""
     values = problem.values if values is None else values
     tested = ~np.isnan(predicted[:, 0])
     w = None if weights is None else weights[:, tested]
     if problem.kind == "regression":
-        return regression_scores(values[tested], predicted[tested, 0].astype(float), w)
-    return classification_scores(values[tested], predicted[tested].astype(float), decided[tested], w)
+        return regression_scores(values[tested], predicted[tested, 0].astype(float), w, reference[tested])
+    return classification_scores(values[tested], predicted[tested].astype(float), decided[tested], w, reference[tested])
 
 
-def _scores_of(problem: Problem, values: np.ndarray, predicted: np.ndarray, decided: np.ndarray) -> list[Scores]:
-    return [
-        scores_of(problem, predicted[:, number], decided[:, number], values=values[:, number])
-        for number in range(1, values.shape[1])
-    ]
+def each_repeat(problem: Problem, outcome: Outcome, weights: np.ndarray | None = None) -> list[Scores]:
+    """Metrics of every repeat.  # (b, n) -> (b,) each"""
+    repeats = zip(outcome.predicted, outcome.decided, outcome.reference, strict=True)
+    return [scores_of(problem, *repeat, weights) for repeat in repeats]
 
 
 def _mean_over_repeats(problem: Problem, scores: list[list[Scores]]) -> Scores:

@@ -7,6 +7,7 @@ prediction has no correlation, a resample may lack a class).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ Scores = dict[str, np.ndarray]
 REGRESSION = ("r2", "mae", "pearson", "spearman")
 CLASSIFICATION = ("balanced_accuracy", "auroc", "auprc", "accuracy", "brier", "ece")
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece"})
+LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
+MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others
 N_BINS = 10  # of the expected calibration error
 DESCRIPTIONS = {
     "r2": "1 - sum of squared errors / sum of squares about the mean (not the squared correlation).",
@@ -48,13 +51,18 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 # --- regression -------------------------------------------------------------------------------------------------
 
 
-def regression_scores(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> Scores:
+def regression_scores(
+    y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None, centre: np.ndarray | None = None
+) -> Scores:
     """MAE, R2 by sums of squares, Pearson and Spearman.
 
     Parameters
     ----------
     y, predicted : ndarray of shape (n,)
     weights : ndarray of shape (b, n), optional
+    centre : ndarray of shape (n,), optional
+        Mean of the rows that each row's model was trained on. Correlations are those of the predictions less it: the
+        mean of all others is low where a fold is high, which pulls correlations over several folds down.
 
     Returns
     -------
@@ -62,13 +70,14 @@ def regression_scores(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray 
     """
     w = _weights(weights, len(y))
     total = w.sum(axis=1)
+    about = predicted if centre is None else predicted - centre
     mean = w @ y / total
     around = np.maximum(w @ (y - y.mean()) ** 2 - total * (mean - y.mean()) ** 2, 0)
     return {
         "r2": 1 - _ratio(w @ (y - predicted) ** 2, around),
         "mae": w @ np.abs(y - predicted) / total,
-        "pearson": _correlation(y[None], predicted[None], w),
-        "spearman": _correlation(midranks(y, w), midranks(predicted, w), w),
+        "pearson": _correlation(y[None], about[None], w),
+        "spearman": _correlation(midranks(y, w), midranks(about, w), w),
     }
 
 
@@ -105,7 +114,11 @@ def _steps(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def classification_scores(
-    y: np.ndarray, probabilities: np.ndarray, decided: np.ndarray, weights: np.ndarray | None = None
+    y: np.ndarray,
+    probabilities: np.ndarray,
+    decided: np.ndarray,
+    weights: np.ndarray | None = None,
+    fold: np.ndarray | None = None,
 ) -> Scores:
     """Metrics of class probabilities and of the classes decided for.
 
@@ -115,6 +128,8 @@ def classification_scores(
         Class indices.
     probabilities : ndarray of shape (n, classes)
     weights : ndarray of shape (b, n), optional
+    fold : ndarray of shape (n,), optional
+        Which model each row comes from: the AUROC compares rows of one model with one another, never of two.
 
     Returns
     -------
@@ -126,12 +141,12 @@ def classification_scores(
     right = (decided == y).astype(float)
     recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
     scored = range(n_classes) if n_classes > 2 else (1,)
-    areas = [_areas(probabilities[:, k], occurred[:, k], w) for k in scored]
+    parts = [slice(None)] if fold is None else [fold == name for name in np.unique(fold)]
     squares = ((probabilities - occurred) ** 2).sum(axis=1)
     return {
         "balanced_accuracy": _mean(list(recalls.T)),
-        "auroc": _mean([area[0] for area in areas]),
-        "auprc": _mean([area[1] for area in areas]),
+        "auroc": _mean([_concordance(probabilities[:, k], occurred[:, k], w, parts) for k in scored]),
+        "auprc": _mean([_precision(probabilities[:, k], occurred[:, k], w) for k in scored]),
         "accuracy": w @ right / w.sum(axis=1),
         "brier": w @ squares / w.sum(axis=1),
         "ece": calibration_error(y, probabilities, w),
@@ -145,15 +160,26 @@ def _mean(of_classes: list[np.ndarray]) -> np.ndarray:
     return _ratio(np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0))
 
 
-def _areas(score: np.ndarray, positive: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the ROC and the precision-recall curve.  # (n,), (n,), (b, n) -> (b,), (b,)"""
-    _, of_positive, _ = _steps(score, w * positive)
-    below, of_negative, _ = _steps(score, w * (1 - positive))
-    n_positive, n_negative = of_positive.sum(axis=1), of_negative.sum(axis=1)
-    won = (of_positive * (below + of_negative / 2)).sum(axis=1)
-    above = np.cumsum((of_positive + of_negative)[:, ::-1], axis=1)
-    precision = np.divide(np.cumsum(of_positive[:, ::-1], axis=1), above, out=np.zeros_like(above), where=above > 0)
-    return _ratio(won, n_positive * n_negative), _ratio((precision * of_positive[:, ::-1]).sum(axis=1), n_positive)
+def _concordance(
+    score: np.ndarray, positive: np.ndarray, w: np.ndarray, parts: Sequence[slice | np.ndarray]
+) -> np.ndarray:
+    """Share of pairs within a part whose positive row has the higher score, ties half.  # (n,), (n,), (b, n) -> (b,)"""
+    won, pairs = np.zeros(len(w)), np.zeros(len(w))
+    for part in parts:
+        below, mass, place = _steps(score[part], w[:, part] * (1 - positive[part]))
+        of_positive = w[:, part] * positive[part]
+        won += (of_positive * (below + mass / 2)[:, place]).sum(axis=1)
+        pairs += of_positive.sum(axis=1) * mass.sum(axis=1)
+    return _ratio(won, pairs)
+
+
+def _precision(score: np.ndarray, positive: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Average precision.  # (n,), (n,), (b, n) -> (b,)"""
+    _, of_positive, _ = _steps(-score, w * positive)
+    _, of_all, _ = _steps(-score, w)
+    above = np.cumsum(of_all, axis=1)
+    precision = np.divide(np.cumsum(of_positive, axis=1), above, out=np.zeros_like(above), where=above > 0)
+    return _ratio((precision * of_positive).sum(axis=1), of_positive.sum(axis=1))
 
 
 def calibration_error(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

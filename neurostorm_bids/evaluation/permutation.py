@@ -21,6 +21,8 @@ def permutations(problem: Problem, n: int, seed: int) -> np.ndarray:
     -------
     ndarray of shape (n rows, n), int
     """
+    if n == 0:
+        return np.empty((problem.n_rows, 0), int)
     rng = np.random.default_rng([seed, 77])
     if _varies_within(problem):
         blocks = _members(problem.participants)

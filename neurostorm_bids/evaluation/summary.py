@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from neurostorm_bids.evaluation.intervals import Interval, percentile
-from neurostorm_bids.evaluation.learning import Outcome, scores_of
-from neurostorm_bids.evaluation.metrics import Scores, metrics_of
+from neurostorm_bids.evaluation.learning import Outcome, each_repeat
+from neurostorm_bids.evaluation.metrics import LEAST, MOST, Scores, metrics_of
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -88,17 +88,31 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
 
 def by_repeat(problem: Problem, outcome: Outcome) -> Scores:
     """Metrics of each repeat.  # (repeats,) each"""
-    each = [scores_of(problem, p, d) for p, d in zip(outcome.predicted, outcome.decided, strict=True)]
+    each = each_repeat(problem, outcome)
     return {metric: np.array([float(scores[metric][0]) for scores in each]) for metric in metrics_of(problem.kind)}
 
 
 def over_repeats(problem: Problem, outcome: Outcome, weights: np.ndarray) -> Scores:
     """Metrics of each resample, mean over repeats.  # (b,) each"""
-    each = [scores_of(problem, p, d, weights) for p, d in zip(outcome.predicted, outcome.decided, strict=True)]
+    each = each_repeat(problem, outcome, weights)
     return {metric: np.mean([scores[metric] for scores in each], axis=0) for metric in metrics_of(problem.kind)}
 
 
 def _row(name: str, metric: str, observed: np.ndarray, resampled: np.ndarray, permuted: Scores) -> MetricRow:
     value, null = float(observed.mean()), permuted[metric]
     spread = float(observed.std(ddof=1)) if len(observed) > 1 else float("nan")
-    return MetricRow(name, metric, value, percentile(resampled), spread, p_value(metric, value, null), int(null.size))
+    return MetricRow(
+        name,
+        metric,
+        value,
+        _within(metric, percentile(resampled)),
+        spread,
+        p_value(metric, value, null),
+        int(null.size),
+    )
+
+
+def _within(metric: str, interval: Interval) -> Interval:
+    """The interval within what the metric can be."""
+    low, high = np.clip([interval.low, interval.high], LEAST.get(metric, 0.0), MOST.get(metric, 1.0))
+    return Interval(float(low), float(high))

@@ -1,0 +1,303 @@
+"""``--group-workflow evaluate`` through the command line, on embeddings with known content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neurostorm_bids import simulate
+from neurostorm_bids.cli import main
+from neurostorm_bids.outputs import desc_label, read_tsv
+from neurostorm_bids.outputs.atomic import sha256, write_json, write_text
+from neurostorm_bids.outputs.names import run_file, sidecar_of
+from neurostorm_bids.outputs.resume import DATA_HASH
+from neurostorm_bids.outputs.tables import Column, tsv_text
+
+N, D = 24, 4
+TABLES = ("metrics", "differences", "folds", "predictions", "splits")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Two task runs a participant, pairs of siblings; images of 30 volumes of 8 mm, which only some tests read."""
+    root = tmp_path_factory.mktemp("data") / "fmriprep"
+    simulate.write_dataset(
+        root, n_subjects=N, runs=2, tasks=("rest",), n_volumes=42, zoom_mm=8.0, n_sites=2, family_size=2, seed=2
+    )
+    return root
+
+
+def write_embeddings(output: Path, dataset: Path, features, *, model: str = "made", hashes=None) -> None:
+    """Tables as the participant level writes them; ``features`` maps participant and run to (clips, d)."""
+    for row in read_tsv(dataset / "participants.tsv"):
+        label = str(row["participant_id"]).removeprefix("sub-")
+        for run in ("1", "2"):
+            entities = {"sub": label, "task": "rest", "run": find_run(dataset, label, run)}
+            clips = features(row, int(run))
+            place = {"template": "MNI152NLin6Asym", "suffix": "embedding", "extension": ".tsv"}
+            path = run_file(output, entities, desc=desc_label(model), **place)
+            columns = [
+                Column("onset", [16.0 * i for i in range(len(clips))], "."),
+                Column("duration", [16.0] * len(clips), "."),
+                Column("mean_fd", [0.1 + 0.01 * int(label)] * len(clips), "."),
+                *(Column(f"d{i:03d}", clips[:, i].tolist(), ".") for i in range(clips.shape[1])),
+            ]
+            write_text(path, tsv_text(columns))
+            sidecar = {
+                "Model": {"Name": model, "Hash": "0" * 64, "Trained": True},
+                "Timing": {"Frames": 40, "EffectiveStep": 0.8, "FirstFrame": 0.0},
+                "Route": {"Kind": "affine"},
+                "InputPipeline": {"Name": "fMRIPrep", "Version": "25.0"},
+                DATA_HASH: sha256(path),
+            }
+            if hashes:
+                sidecar["RunSha256"] = hashes(label, int(run))
+            write_json(sidecar_of(path), sidecar)
+
+
+def find_run(dataset: Path, label: str, run: str) -> str:
+    paths = sorted((dataset / f"sub-{label}" / "func").glob("*desc-preproc_bold.nii.gz"))
+    return paths[int(run) - 1].name.split("_run-")[1].split("_")[0]
+
+
+def telling(row, run) -> np.ndarray:
+    """Embeddings that hold age and sex."""
+    rng = np.random.default_rng([int(str(row["participant_id"])[4:]), run])
+    clips = 0.2 * rng.normal(size=(2, D))
+    clips[:, 0] += (float(row["age"]) - 45) / 10
+    clips[:, 1] += row["sex"] == "F"
+    return clips
+
+
+def evaluate(dataset: Path, output: Path, *words: str) -> int:
+    common = ("--quiet", "--n-bootstrap", "100", "--repeats", "2", "--work-dir", str(output.parent / "work"))
+    return main([str(dataset), str(output), "group", "--group-workflow", "evaluate", *common, *words])
+
+
+SIMPLE = ("--group-by", "family_id", "--n-permutations", "19", "--compare", "nuisance", "demographics")
+
+
+def test_a_telling_embedding_beside_what_it_is_compared_with(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    assert evaluate(dataset, output, "--target", "age", "sex", *SIMPLE) == 0
+    said = capsys.readouterr().out
+    assert "made: above chance (r2" in said
+    assert "made against nuisance: motion, site and acquisition alone do not explain it" in said
+    for target, first in (("age", "r2"), ("sex", "balanced_accuracy")):
+        folder = output / "evaluation" / target
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            [*(f"{name}{end}" for name in TABLES for end in (".tsv", ".json")), "evaluation.json", "methods.md"]
+        )
+        rows = {(row["features"], row["metric"]): row for row in read_tsv(folder / "metrics.tsv")}
+        assert {name for name, _ in rows} == {"made", "nuisance", "demographics", "chance"}
+        best = rows["made", first]
+        assert float(best["value"]) > 0.7 and float(best["p"]) == pytest.approx(1 / 20)
+        assert (
+            0.5 < float(best["ci_low"]) <= float(best["value"]) <= float(best["ci_high"]) <= 1
+            and best["repeat_sd"] is not None
+        )
+        difference = {(r["features"], r["metric"]): r for r in read_tsv(folder / "differences.tsv")}["chance", first]
+        assert float(difference["ci_low"]) > 0
+        report = json.loads((folder / "evaluation.json").read_text())
+        assert report["Design"]["Families"] == N // 2 and report["Leakage"] == {"Allowed": False, "Findings": []}
+        assert "Embeddings identify people" in report["Description"]
+        assert set(report["Confounds"]["made"]) >= {"mean_fd", "site"} and set(report["WithinSites"]["made"])
+        assert any("With 24 participants" in line for line in report["Statements"])
+        assert "bootstrap resamples of families" in (folder / "methods.md").read_text()
+    assert (output / ".bidsignore").read_text().splitlines() == ["evaluation"]
+    matrix = report["ConfusionOfFirstRepeat"]["made"]
+    assert np.sum(matrix) == N and np.trace(matrix) > 18
+    assert report["Calibration"]["made"]["BrierAfter"] > 0
+    predictions = read_tsv(folder / "predictions.tsv")
+    assert len(predictions) == 4 * 2 * N and float(predictions[0]["p_F"]) + float(
+        predictions[0]["p_M"]
+    ) == pytest.approx(1)
+
+
+def test_the_same_command_writes_the_same_bytes_and_other_seeds_others(dataset: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    folder = output / "evaluation" / "age"
+    contents = []
+    for seed in ("0", "0", "1"):
+        assert evaluate(dataset, output, "--target", "age", *SIMPLE, "--random-seed", seed) == 0
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1] and contents[0]["splits.tsv"] != contents[2]["splits.tsv"]
+
+
+def test_families_that_folds_would_tear_apart_stop_it(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    words = ("--target", "age", "--n-permutations", "0", "--compare", "none")
+    assert evaluate(dataset, output, *words) == 2
+    assert "families (family_id) on both sides of a fold" in (said := capsys.readouterr().err)
+    assert "--group-by family_id" in said and not (output / "evaluation").exists()
+    assert evaluate(dataset, output, *words, "--allow-leakage") == 0
+    report = json.loads((output / "evaluation" / "age" / "evaluation.json").read_text())
+    assert report["Leakage"]["Allowed"] and report["Leakage"]["Findings"][0]["Count"] > 0
+    assert report["Statements"][0].startswith("LEAKAGE, allowed by --allow-leakage")
+    assert "LEAKAGE" in (output / "evaluation" / "age" / "methods.md").read_text()
+
+
+def test_family_splits_change_the_number_where_families_are_alike(dataset: Path, tmp_path: Path):
+    """Embeddings that tell families apart, and a target that runs in families."""
+    output = tmp_path / "out"
+    rows = read_tsv(dataset / "participants.tsv")
+    value = {row["participant_id"]: hash_of(row["family_id"]) for row in rows}
+    table = "participant_id\tscore\n" + "".join(f"{who}\t{score}\n" for who, score in value.items())
+    phenotype = tmp_path / "with-scores"
+    phenotype.mkdir()
+    for path in dataset.iterdir():
+        (phenotype / path.name).symlink_to(path)
+    (phenotype / "phenotype").mkdir()
+    (phenotype / "phenotype" / "scores.tsv").write_text(table)
+
+    def of_family(row, run):
+        family = int(str(row["family_id"])[1:])
+        noise = np.random.default_rng([int(str(row["participant_id"])[4:]), run]).normal(size=(2, 20))
+        return np.random.default_rng([family, 5]).normal(size=20) + 0.1 * noise
+
+    write_embeddings(output, phenotype, of_family)
+    words = ("--target", "phenotype/scores.tsv:score", "--n-permutations", "0", "--compare", "none")
+    found = []
+    for more in (("--allow-leakage",), ("--group-by", "family_id")):
+        assert evaluate(phenotype, output, *words, *more) == 0
+        rows = read_tsv(output / "evaluation" / "score" / "metrics.tsv")
+        found.append(next(float(r["value"]) for r in rows if (r["features"], r["metric"]) == ("made", "pearson")))
+    assert found[0] > found[1] + 0.3
+
+
+def hash_of(family: str | None) -> float:
+    return float(np.random.default_rng([int(str(family)[1:]), 8]).normal())
+
+
+@pytest.mark.parametrize("how", ["hash", "embedding"])
+def test_one_image_under_two_names_stops_it(dataset: Path, tmp_path: Path, capsys, how: str):
+    output = tmp_path / "out"
+
+    def copied(row, run):
+        return telling({**row, "participant_id": "sub-01"} if row["participant_id"] == "sub-02" else row, run)
+
+    def same(label: str, run: int) -> str:
+        return "copy" if label in ("01", "02") and run == 1 else f"{label}-{run}"
+
+    if how == "hash":
+        write_embeddings(output, dataset, telling, hashes=same)
+    else:
+        fixed = {"age": "40", "sex": "F"}
+        write_embeddings(output, dataset, lambda row, run: copied({**row, **fixed}, run))
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 2
+    assert "images under several participants: 1 (sub-01 = sub-02)" in capsys.readouterr().err
+
+
+def test_runs_of_one_person_with_different_values_are_rows_of_their_own(dataset: Path, tmp_path: Path):
+    output = tmp_path / "out"
+
+    def of_run(row, run):
+        return telling(row, run) + np.array([0, 0, 2.0 * run, 0])
+
+    write_embeddings(output, dataset, of_run)
+    assert evaluate(dataset, output, "--target", "entity:run", *SIMPLE, "--target-kind", "classification") == 0
+    rows = read_tsv(output / "evaluation" / "run" / "predictions.tsv")
+    assert {row["row"] for row in rows if row["participant_id"] == "sub-01"} == {
+        f"sub-01_task-rest_run-{find_run(dataset, '01', run)}" for run in "12"
+    }
+    metrics = {(r["features"], r["metric"]): r for r in read_tsv(output / "evaluation" / "run" / "metrics.tsv")}
+    assert float(metrics["made", "accuracy"]["value"]) > 0.95
+
+
+def test_sites_are_left_out_in_turn(dataset: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    words = ("--target", "age", "--leave-out", "site", "--allow-leakage", "--n-permutations", "9", "--compare", "none")
+    assert evaluate(dataset, output, *words) == 0
+    folds = read_tsv(output / "evaluation" / "age" / "folds.tsv")
+    assert {row["fold"] for row in folds} == {"site1", "site2"} and {row["repeat"] for row in folds} == {"1"}
+
+
+def test_people_are_told_apart_across_and_within_runs(dataset: Path, tmp_path: Path):
+    output = tmp_path / "out"
+
+    def of_person(row, run):
+        person = np.random.default_rng(int(str(row["participant_id"])[4:])).normal(size=12)
+        rng = np.random.default_rng([int(str(row["participant_id"])[4:]), run])
+        return person + rng.normal(size=12) + 0.05 * rng.normal(size=(4, 12))  # runs differ more than their halves
+
+    write_embeddings(output, dataset, of_person)
+    assert evaluate(dataset, output, "--target", "identity", "--compare", "none") == 0
+    rows = {(r["setting"], r["metric"]): r for r in read_tsv(output / "evaluation" / "identity" / "metrics.tsv")}
+    assert {row["gallery"] for row in rows.values()} == {str(N)}
+    assert float(rows["within runs", "rank1"]["value"]) > 0.95
+    assert 0.15 < float(rows["across runs", "rank1"]["value"]) < 0.95
+    assert float(rows["across runs", "rank1"]["chance"]) == pytest.approx(1 / N)
+
+
+def test_what_cannot_be_evaluated_is_said(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    assert evaluate(dataset, output) == 2
+    assert "an evaluation without a target" in capsys.readouterr().err
+    assert evaluate(dataset, output, "--target", "age") == 66
+    assert "no embedding of the selected runs is there" in capsys.readouterr().err
+    write_embeddings(output, dataset, telling)
+    assert evaluate(dataset, output, "--target", "age", "--group-by", "clan") == 2
+    assert "has no column 'clan'" in capsys.readouterr().err
+    assert (
+        evaluate(dataset, output, "--target", "age", "--participant-label", "01", "02", "--group-by", "family_id") == 2
+    )
+    assert "10 or more" in capsys.readouterr().err
+    broken = next(output.glob("sub-01/func/*_embedding.tsv"))
+    broken.write_text(broken.read_text()[:-5])
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 1
+    assert "was cut or changed" in capsys.readouterr().err
+
+
+def test_controls_and_connectivity_are_read_from_the_images(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    work = str(tmp_path / "work")
+    assert (
+        main(
+            [
+                str(dataset),
+                str(output),
+                "participant",
+                "--model",
+                "demo",
+                "--quiet",
+                "--work-dir",
+                work,
+                "--nprocs",
+                "1",
+                "--participant-label",
+                *[f"{i:02d}" for i in range(1, 13)],
+            ]
+        )
+        == 0
+    )
+    words = ("--target", "age", "--model", "demo", "--group-by", "family_id", "--n-permutations", "9", "--folds", "3")
+    words += ("--allow-leakage",)
+    with pytest.raises(SystemExit):
+        evaluate(dataset, output, *words, "--compare", "magic")
+    capsys.readouterr()
+    code = evaluate(dataset, output, *words, "--compare", "fc", "mean-image", "static", "shuffled")
+    assert code == 2 and "9 independent participants" in capsys.readouterr().err
+    code = evaluate(dataset, output, *(w for w in words if w not in ("--group-by", "family_id")))
+    assert code == 0
+    rows = read_tsv(output / "evaluation" / "age" / "metrics.tsv")
+    assert {row["features"] for row in rows} >= {
+        "demo",
+        "static-demo",
+        "shuffled-demo",
+        "fc-correlation",
+        "fc-tangent",
+        "mean-image",
+    }
+    values = {row["features"]: float(row["value"]) for row in rows if row["metric"] == "mae"}
+    assert values["static-demo"] != values["demo"]
+    report = json.loads((output / "evaluation" / "age" / "evaluation.json").read_text())
+    assert any("NOT trained" in line for line in report["Warnings"])
+    said = " ".join(report["Statements"])
+    assert "demo against static-demo:" in said
