@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurostorm_bids.ahead import ahead
+from neurostorm_bids.clips import RunStatistics
 from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model, load_model
@@ -253,7 +255,8 @@ def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord
     """What the sidecars say of a run before any model saw it."""
     run, route, statistics = prepared.run, prepared.route, prepared.statistics
     timing, windows = statistics.timing, prepared.windows
-    sources = [route.image.bold, route.image.mask, run.confounds, *route.files]
+    motion_file = run.motion.path if run.motion is not None else None
+    sources = [route.image.bold, route.image.mask, run.confounds, motion_file, *route.files]
     return RunRecord(
         entities=run.entities,
         sources=tuple(path for path in sources if path is not None),
@@ -287,8 +290,15 @@ def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord
             "Background": float(statistics.background),
         },
         warnings=tuple(dict.fromkeys(prepared.warnings)),
-        extra={"MaskOrigin": prepared.mask_origin},
+        extra={"MaskOrigin": prepared.mask_origin, "RunSha256": content_hash(statistics)},
     )
+
+
+def content_hash(statistics: RunStatistics) -> str:
+    """SHA-256 of a run's normalised mean image, to three decimals, and its length: copies of an image share it."""
+    z = (statistics.mean_image - statistics.mean) / statistics.std  # (x, y, z)
+    share = f"{statistics.timing.n_frames} {statistics.temporal_variance_share:.6f}"
+    return hashlib.sha256(np.rint(z * 1000).astype(np.int32).tobytes() + share.encode()).hexdigest()
 
 
 def _denoising(run: BoldRun, settings: Settings) -> str:

@@ -59,7 +59,8 @@ def input_files(run: BoldRun) -> tuple[Path, ...]:
     """Every file that can decide a run's results, in a fixed order."""
     images = [path for image in run.images for path in (image.bold, image.mask, image.boldref)]
     sidecars = [path.with_name(path.name.split(".")[0] + ".json") for path in images if path is not None]
-    files = [*images, *sidecars, run.confounds, run.confounds_json, *(file.path for file in run.transforms)]
+    motion = run.motion.path if run.motion is not None else None
+    files = [*images, *sidecars, run.confounds, run.confounds_json, motion, *(file.path for file in run.transforms)]
     return tuple(sorted({path for path in files if path is not None and path.exists()}))
 
 

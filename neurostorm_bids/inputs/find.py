@@ -16,8 +16,9 @@ from neurostorm_bids.errors import (
     NoUsableRun,
     UsageError,
 )
-from neurostorm_bids.inputs import fmriprep
-from neurostorm_bids.inputs.datasets import Scope
+from neurostorm_bids.inputs import dcan, fmriprep, hcp, ukb
+from neurostorm_bids.inputs.datasets import Scope, describe
+from neurostorm_bids.inputs.folders import holds
 from neurostorm_bids.inputs.queries import make_queries
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source
@@ -26,8 +27,20 @@ from neurostorm_bids.inputs.validation import validate_raw
 from neurostorm_bids.settings import Settings
 
 READERS: Mapping[str, Reader] = MappingProxyType(
-    {"auto": fmriprep.READER, "fmriprep": fmriprep.READER, "nibabies": fmriprep.READER}
+    {
+        "fmriprep": fmriprep.READER,
+        "nibabies": fmriprep.READER,
+        "hcp": hcp.READER,
+        "dcan": dcan.READER,
+        "ukb": ukb.READER,
+    }
 )
+TELLING = (  # what lies below a participant's folder, for "auto"; whatever has none of these is named as fMRIPrep's
+    ("ukb", ukb.LAYOUT.places),
+    ("dcan", dcan.LAYOUT.places[:1]),
+    ("hcp", hcp.LAYOUT.places),
+)
+PEEKED = 20  # folders of a dataset that are looked into
 SHOWN = 5  # labels or faults told one by one
 
 
@@ -57,7 +70,8 @@ def find_runs(settings: Settings, work_dir: Path | None = None) -> Selection:
     Parameters
     ----------
     settings : Settings
-        ``bids_dir`` is an fMRIPrep folder, or a raw dataset with ``derivatives`` named or beneath it.
+        ``bids_dir`` is an fMRIPrep folder, or a raw dataset with ``derivatives`` named or beneath it, or the output of
+        another pipeline (``input_type``).
     work_dir : Path, optional
         Not needed: nothing is cached unless ``bids_database_dir`` is set.
 
@@ -72,7 +86,7 @@ def find_runs(settings: Settings, work_dir: Path | None = None) -> Selection:
     NoUsableRun
         When runs are there and none can be used; the message tells the faults of all.
     """
-    reader = _reader(settings.input_type)
+    reader = _reader(settings)
     scope = reader.locate(settings.bids_dir, settings.derivatives)
     _check_database(settings, scope)
     is_raw = scope.raw is not None and scope.raw.root == settings.bids_dir
@@ -109,12 +123,34 @@ def make_request(settings: Settings, scope: Scope) -> Request:
     )
 
 
-def _reader(input_type: str) -> Reader:
+def _reader(settings: Settings) -> Reader:
+    input_type = settings.input_type
+    if input_type == "auto":
+        input_type = detect(settings.bids_dir, *(path for _, path in settings.derivatives))
     if input_type not in READERS:
         raise UsageError(
-            f"--input-type {input_type} cannot be read", expected=" or ".join(READERS), remedy="Choose one of these"
+            f"--input-type {input_type} cannot be read",
+            expected=" or ".join(("auto", *READERS)),
+            remedy="Choose one of these",
         )
     return READERS[input_type]
+
+
+def detect(*roots: Path) -> str:
+    """Input type of the first of several folders whose layout tells it: "ukb", "dcan", "hcp", else "fmriprep"."""
+    found = (
+        name
+        for root in roots
+        if not _says_its_pipeline(root)
+        for name, places in TELLING
+        if holds(root, places, PEEKED)
+    )
+    return next(found, "fmriprep")
+
+
+def _says_its_pipeline(root: Path) -> bool:
+    """Whether the dataset's own description spares the look into its folders."""
+    return (root / "dataset_description.json").is_file() and describe(root).role is not None
 
 
 def _check_database(settings: Settings, scope: Scope) -> None:

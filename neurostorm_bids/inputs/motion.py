@@ -1,16 +1,18 @@
-"""Head motion and non-steady-state volumes of a run, from its confounds table."""
+"""Head motion and non-steady-state volumes of a run, from its confounds table or from bare motion parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from neurostorm_bids.errors import ConfoundsUnusable
-from neurostorm_bids.inputs.runs import BoldRun
+from neurostorm_bids.inputs.presence import fault_of
+from neurostorm_bids.inputs.runs import BoldRun, MotionFile
 from neurostorm_bids.inputs.tables import Columns, number, read_columns
 
 HEAD_RADIUS_MM = 50.0
@@ -40,7 +42,8 @@ def read_motion(run: BoldRun, n_volumes: int) -> Motion:
     Parameters
     ----------
     run : BoldRun
-        A run without a confounds table has unknown motion; its own warnings say so already.
+        A run with neither a confounds table nor motion parameters has unknown motion; its own warnings say so
+        already.
     n_volumes : int
         Number of volumes of the BOLD series.
 
@@ -51,19 +54,19 @@ def read_motion(run: BoldRun, n_volumes: int) -> Motion:
         than the run has volumes.
     """
     if run.confounds is None:
-        return Motion()
+        return _without_confounds(run.motion, n_volumes)
     columns = read_columns(run.confounds, ConfoundsUnusable, REMEDY)
-    n_rows = len(next(iter(columns.values())))
-    if n_rows != n_volumes:
-        raise ConfoundsUnusable(
-            f"has {n_rows} rows for {n_volumes} volumes",
-            file=run.confounds,
-            expected="one row a volume",
-            remedy=REMEDY,
-        )
+    _check_length(run.confounds, len(next(iter(columns.values()))), n_volumes)
     non_steady, doubts = _non_steady_volumes(run.confounds, columns)
     fd_mm, gaps = _displacement(run.confounds, columns)
     return Motion(fd_mm, non_steady, (*doubts, *gaps))
+
+
+def _check_length(path: Path, n_rows: int, n_volumes: int) -> None:
+    if n_rows != n_volumes:
+        raise ConfoundsUnusable(
+            f"has {n_rows} rows for {n_volumes} volumes", file=path, expected="one row a volume", remedy=REMEDY
+        )
 
 
 def framewise_displacement(translations_mm: np.ndarray, rotations_rad: np.ndarray) -> np.ndarray:
@@ -128,3 +131,74 @@ def _non_steady_volumes(path: Path, columns: Columns) -> tuple[int, list[str]]:
     later = int(flagged[leading:].sum())
     warnings = [f"{path}: {later} volumes flagged {NON_STEADY} after the steady state began; kept"] if later else []
     return leading, warnings
+
+
+# --- bare motion parameters -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a program writes motion parameters: columns of each kind, and the radians in its unit of rotation."""
+
+    widths: tuple[int, ...]
+    translations: slice
+    rotations: slice
+    radians: float
+
+
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
+    {
+        "hcp": Convention((12, 6), slice(0, 3), slice(3, 6), math.pi / 180),
+        "mcflirt": Convention((6,), slice(3, 6), slice(0, 3), 1.0),
+    }
+)
+LARGEST_ROTATION_RAD = math.pi / 2  # nobody turns so far in a head coil: another unit, or other columns
+
+
+def _without_confounds(motion: MotionFile | None, n_volumes: int) -> Motion:
+    if motion is None:
+        return Motion()
+    translations_mm, rotations_rad = read_parameters(motion)
+    _check_length(motion.path, len(translations_mm), n_volumes)
+    return Motion(framewise_displacement(translations_mm, rotations_rad))
+
+
+def read_parameters(motion: MotionFile) -> tuple[np.ndarray, np.ndarray]:
+    """Translations in mm and rotations in radians.  # (n_volumes, 3) each
+
+    Raises
+    ------
+    ConfoundsUnusable
+        When the file is not there, is ragged, holds something else than finite numbers, has another number of columns
+        than its program writes, or rotations that no head can make.
+    """
+    convention = CONVENTIONS[motion.convention]
+    rows = _rows(motion.path)
+    if rows.shape[1] not in convention.widths:
+        raise _no_parameters(motion, f"has {rows.shape[1]} columns", f"{convention.widths[0]}")
+    rotations_rad = rows[:, convention.rotations] * convention.radians
+    if np.abs(rotations_rad).max() > LARGEST_ROTATION_RAD:
+        turned = math.degrees(np.abs(rotations_rad).max())
+        raise _no_parameters(motion, f"turns the head by {turned:.0f} degrees", "the units and columns of its program")
+    return rows[:, convention.translations], rotations_rad
+
+
+def _rows(path: Path) -> np.ndarray:
+    """Numbers of a file without a heading.  # (n_rows, n_columns)"""
+    if fault := fault_of(path):
+        raise ConfoundsUnusable(fault.fault, file=path, expected=fault.expected, remedy=fault.remedy or REMEDY)
+    try:
+        rows = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as problem:
+        raise ConfoundsUnusable(
+            f"is no table of numbers: {problem}", file=path, expected="a row of numbers a volume", remedy=REMEDY
+        ) from None
+    if not rows.size or not np.isfinite(rows).all():
+        raise _unusable(path, "holds no rows, or values that are not finite")
+    return rows
+
+
+def _no_parameters(motion: MotionFile, fault: str, expected: str) -> ConfoundsUnusable:
+    return ConfoundsUnusable(
+        f"{fault}; read as motion parameters of {motion.convention}", file=motion.path, expected=expected, remedy=REMEDY
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,18 @@ class TransformFile:
 
 
 @dataclass(frozen=True, slots=True)
+class MotionFile:
+    """Motion parameters without a heading, a row a volume, in the columns and units of a program.
+
+    "hcp" is ``Movement_Regressors.txt`` of the HCP and DCAN pipelines: translations in mm, rotations in degrees, then
+    the derivatives of both. "mcflirt" is a ``.par`` of FSL: rotations in radians, then translations in mm.
+    """
+
+    path: Path
+    convention: Literal["hcp", "mcflirt"]
+
+
+@dataclass(frozen=True, slots=True)
 class BoldRun:
     """One run of one participant, with everything that belongs to it.
 
@@ -61,6 +74,7 @@ class BoldRun:
     confounds_json: Path | None = None
     transforms: tuple[TransformFile, ...] = ()
     events: Path | None = None
+    motion: MotionFile | None = None  # of pipelines that write no confounds table
     t_r_s: float | None = None
     start_time_s: float = 0.0
     mean_removed: bool | None = None  # a denoised input that says whether its mean was taken away
