@@ -16,6 +16,7 @@ import numpy as np
 from neurostorm_bids.ahead import ahead
 from neurostorm_bids.clips import RunStatistics
 from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.evaluation.shift import TrainingDistribution
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model, load_model
 from neurostorm_bids.model.description import INPUT_FIELDS, provenance_of
@@ -204,16 +205,26 @@ def _write(prepared: PreparedRun, keyed: Sequence[tuple[Model, str]], settings: 
     for (model, key), found in zip(keyed, features, strict=True):
         described = model_record(model, key)
         if model.targets:
-            rows = [row for row in map(target_row, found.predictions.values()) if row is not None]
-            write_predictions(settings.output_dir, record, described, rows)
+            resembles = in_distribution(model, found.embedding)
+            rows = [target_row(prediction, resembles) for prediction in found.predictions.values()]
+            write_predictions(settings.output_dir, record, described, [row for row in rows if row is not None])
         # last: a complete embedding means that everything of this run and model is there
         write_embedding(settings.output_dir, record, described, clips, found.embedding)
 
 
-def target_row(prediction: Prediction) -> TargetRow | None:
+def in_distribution(model: Model, embedding: np.ndarray) -> bool | None:
+    """Whether a run lies where the training runs of the model do; None where the model cannot say.  # (n_clips, d)"""
+    trained_on = (model.description.training_distribution or {}).get("embedding")
+    if trained_on is None:
+        return None
+    return TrainingDistribution.from_json(trained_on).resembles(embedding.mean(axis=0))
+
+
+def target_row(prediction: Prediction, resembles: bool | None = None) -> TargetRow | None:
     """A run's prediction, pooled over its clips; None for a retrieval, whose vectors are no prediction."""
     target, pooled, spread = prediction.target, prediction.pooled(), prediction.clip_sd()
     common: dict[str, Any] = {"target": target.name, "kind": target.kind, "n_clips": prediction.n_clips}
+    common["in_distribution"] = resembles
     if pooled.values is not None:
         return TargetRow(
             **common,

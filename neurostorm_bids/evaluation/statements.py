@@ -24,12 +24,12 @@ MEANINGS = {
         "it does better when the order of the volumes is lost",
     ),
     "fc": (
-        "it adds to what a linear model of functional connectivity reaches",
+        "it does better than a linear model of functional connectivity",
         "a linear model of functional connectivity cannot be told apart from it",
         "a linear model of functional connectivity does better",
     ),
     "mean-image": (
-        "it adds to a linear model of the parcels' mean image",
+        "it does better than a linear model of the parcels' mean image",
         "a linear model of the parcels' mean image cannot be told apart from it",
         "a linear model of the parcels' mean image does better",
     ),
@@ -39,7 +39,7 @@ MEANINGS = {
         "motion, site and acquisition alone do better",
     ),
     "demographics": (
-        "it adds to age and sex",
+        "it does better than age and sex alone",
         "age and sex alone cannot be told apart from it",
         "age and sex alone do better",
     ),
