@@ -105,6 +105,11 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="pipeline that wrote the input (default: told by its folders)",
     )
+    group.add_argument(
+        "--dataset-preset",
+        metavar="NAME",
+        help="a public dataset (neurostorm-models datasets): fills targets and grouping where none are stated",
+    )
     group.add_argument("--desc", default="preproc", metavar="LABEL", help="desc- label of the BOLD files to read")
     group.add_argument(
         "--bids-database-dir", type=Path, metavar="PATH", help="PyBIDS database; created if absent, else reused"
@@ -458,6 +463,10 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     if namespace.config_file is not None:
         stated = build_options().parse_args(read_config(namespace.config_file))
         namespace = parser.parse_args(argv, namespace=stated)
+    if namespace.dataset_preset is not None:
+        from neurostorm_bids import presets
+
+        presets.apply(namespace, presets.load(namespace.dataset_preset))
     return settings_from_namespace(namespace)
 
 

@@ -488,3 +488,12 @@ class NothingToEvaluate(EvaluationError):
 
 class LeakageFound(EvaluationError):
     """Something about the test participants may have been known in training."""
+
+
+# --- dataset presets --------------------------------------------------------------------------------------------
+
+
+class PresetUnusable(NeurostormError):
+    """A dataset preset that does not exist, or that says more than was verified."""
+
+    exit_code = USAGE

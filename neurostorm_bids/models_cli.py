@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _convert_command(commands)
     _verify_command(commands)
     _card_command(commands)
+    _datasets_command(commands)
     return parser
 
 
@@ -96,6 +97,12 @@ def _card_command(commands: Any) -> None:
     command.add_argument("--offline", action="store_true", help="never download")
 
 
+def _datasets_command(commands: Any) -> None:
+    command = commands.add_parser("datasets", help="public datasets that --dataset-preset knows")
+    command.set_defaults(run=run_datasets)
+    command.add_argument("names", nargs="*", metavar="NAME", help="datasets to show with everything that is known")
+
+
 def _positive(text: str) -> float:
     value = _finite(text)
     if value <= 0:
@@ -136,10 +143,24 @@ def run_list(_arguments: argparse.Namespace) -> int:
     """Print a table of registered and installed models."""
     from neurostorm_bids.model.registry import listing
 
-    rows = [("NAME", "STATUS", "WHAT"), *((row.name, row.status, row.summary) for row in listing())]
+    _print_table([("NAME", "STATUS", "WHAT"), *((row.name, row.status, row.summary) for row in listing())])
+    return OK
+
+
+def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for name, status, summary in rows:
-        print(f"{name:<{widths[0]}}  {status:<{widths[1]}}  {summary}".rstrip())
+    for first, second, third in rows:
+        print(f"{first:<{widths[0]}}  {second:<{widths[1]}}  {third}".rstrip())
+
+
+def run_datasets(arguments: argparse.Namespace) -> int:
+    """Print the dataset presets, or all that some of them say."""
+    from neurostorm_bids import presets
+
+    if not arguments.names:
+        _print_table([("NAME", "INPUT", "WHAT"), *presets.listing()])
+    for name in arguments.names:
+        print(presets.described(presets.load(name)))
     return OK
 
 

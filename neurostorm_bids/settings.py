@@ -47,6 +47,7 @@ class Settings:
     derivatives: tuple[tuple[str, Path], ...] = ()
     desc: str = "preproc"
     input_type: str = "auto"
+    dataset_preset: str | None = None
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
 

@@ -33,6 +33,7 @@ RECIPES = {
     "multiproc",
     "plan",
     "prepare",
+    "presets",
     "process",
     "resume",
 }
