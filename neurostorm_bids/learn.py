@@ -134,12 +134,12 @@ def _pretrained_on(source: str) -> frozenset[str]:
 
 
 def _selections(settings: Settings) -> dict[str, Selection]:
-    """Runs by dataset: those of BIDS_DIR, and of each of ``--datasets``."""
+    """Runs by dataset: those of BIDS_DIR, and of each of ``--datasets``, whose pipelines are told by their folders."""
     found = {settings.bids_dir.name: find_runs(settings)}
     for name, path in settings.datasets:
         if name in found:
             raise UsageError(f"--datasets {name} has the name of BIDS_DIR", remedy="Give it another NAME")
-        found[name] = find_runs(replace(settings, bids_dir=path, derivatives=()))
+        found[name] = find_runs(replace(settings, bids_dir=path, derivatives=(), input_type="auto"))
     for selection in found.values():
         for warning in selection.warnings:
             _say(settings, f"warning: {warning}")
