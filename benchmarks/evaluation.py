@@ -3,6 +3,7 @@
     python benchmarks/evaluation.py null       p values of 200 evaluations of noise: uniform?
     python benchmarks/evaluation.py coverage   do 95 % intervals cover what the trained models reach on fresh people?
     python benchmarks/evaluation.py speed      1,000 people, 288 features, 5 x 5 folds, 1,000 permutations
+    python benchmarks/evaluation.py where      signal in covariance, or in the mean image: does the report say so?
 
 The program's own functions are called as ``--group-workflow evaluate`` calls them.
 """
@@ -10,12 +11,14 @@ The program's own functions are called as ``--group-workflow evaluate`` calls th
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import kstest
 
+from neurostorm_bids.cli import main as run
 from neurostorm_bids.evaluation.intervals import resamples
 from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
@@ -23,6 +26,7 @@ from neurostorm_bids.evaluation.metrics import metrics_of
 from neurostorm_bids.evaluation.permutation import permutations
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
 from neurostorm_bids.evaluation.summary import summarise
+from neurostorm_bids.simulate import EffectSizes, Expression, Levels, ceilings, write_dataset
 
 
 def problem_of(values: np.ndarray, classes: tuple[str, ...]) -> Problem:
@@ -115,14 +119,38 @@ def speed() -> None:
         )
 
 
+NOTHING = Expression()
+PLACES = {"covariance": Expression(covariance=0.9), "mean image": Expression(mean_image=0.03)}
+
+
+def where(n_subjects: int) -> None:
+    """The command line on simulated images whose age lies in one place only, with the untrained demo model."""
+    levels = Levels(run_field=0.005, site_field=0.0, site_noise=0.0, motion_artefact=0.0, noise=0.02)
+    for place, expression in PLACES.items():
+        effects = EffectSizes(
+            age=expression, sex=NOTHING, diagnosis=NOTHING, cognition=NOTHING, fingerprint=NOTHING, age_r2=0.9
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            data, out = f"{folder}/data", f"{folder}/out"
+            plan = {"n_volumes": 200, "zoom_mm": 8.0, "seed": 3, "effects": effects, "levels": levels}
+            simulation = write_dataset(data, n_subjects=n_subjects, **plan)
+            print(f"--- signal in the {place}; an oracle reaches {ceilings(simulation)['age']}")
+            common = ("--model", "demo", "--quiet", "--work-dir", f"{folder}/work")
+            run([data, out, "participant", *common])
+            words = ("--group-workflow", "evaluate", "--target", "age", "--n-permutations", "200", "--repeats", "2")
+            run([data, out, "group", *words, "--allow-leakage", *common])
+
+
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("null", "coverage", "speed"))
+    parser.add_argument("what", choices=("null", "coverage", "speed", "where"))
     parser.add_argument("-n", type=int, default=200, help="evaluations (default 200)")
     arguments = parser.parse_args()
     if arguments.what == "speed":
         speed()
+    elif arguments.what == "where":
+        where(80)
     else:
         (null if arguments.what == "null" else coverage)(arguments.n)
 

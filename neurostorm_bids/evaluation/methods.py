@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neurostorm_bids.evaluation.atlas import DESCRIPTION as ATLAS
+from neurostorm_bids.evaluation.intervals import WIDENING
 from neurostorm_bids.evaluation.problem import Problem
 
 REFERENCES = """
@@ -16,6 +17,7 @@ REFERENCES = """
   prediction of behavior and demographics. NeuroImage 206:116276 (2020).
 - Ledoit O, Wolf M. A well-conditioned estimator for large-dimensional covariance matrices. J Multivar Anal 88:365-411
   (2004).
+- Nadeau C, Bengio Y. Inference for the generalization error. Mach Learn 52:239-281 (2003).
 - Pedregosa F, et al. Scikit-learn: machine learning in Python. J Mach Learn Res 12:2825-2830 (2011).
 - Poldrack RA, Huckins G, Varoquaux G. Establishment of best practices for evidence for prediction. JAMA Psychiatry
   77:534-540 (2020).
@@ -42,8 +44,9 @@ def _paragraph(problem: Problem, design: Mapping[str, Any]) -> str:
         f"{kept}. Features were standardised, and penalties chosen by five inner folds, on training participants "
         "alone. The same folds served every set of features. Metrics were computed over all tested rows and averaged "
         f"over repeats. 95 % intervals are percentiles of {design['Resamples']} bootstrap resamples of "
-        f"{'families' if design.get('GroupBy') else 'participants'} (Efron & Tibshirani 1993); the SD over repeats is "
-        "given beside them and is no interval (Varoquaux 2017). p values are one-sided and come from "
+        f"{'families' if design.get('GroupBy') else 'participants'} (Efron & Tibshirani 1993), "
+        f"widened by {WIDENING:g} for the overlap of training and test sets (Nadeau & Bengio 2003); the SD over repeats "
+        "is given beside them and is no interval (Varoquaux 2017). p values are one-sided and come from "
         f"{design['Permutations']} permutations of the labels{within}, families of one size trading places as wholes "
         "(Winkler 2015), each going through the whole nested procedure. Functional connectivity was computed with "
         "nilearn (Abraham 2014) as Ledoit-Wolf shrunk correlations and as tangent vectors around the mean of the "
