@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurostorm_bids.model.scan import selective_scan
+from neurostorm_bids.model.scan import load_backend, resolve_backend, selective_scan
 
 SMALLEST_STEP, LARGEST_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # section 3.6 of the paper: softplus(dt_proj.bias)
 
@@ -41,13 +41,19 @@ class Mamba(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix the tokens of each window.  # (w, l, c) -> (w, l, c)"""
+        mixer = load_backend(resolve_backend(self.backend, tokens.device)).mixer
+        if mixer is not None:
+            return self.out_proj(mixer(self, self.in_proj(tokens)))  # (w, l, c)
         u, z = (F.linear(tokens, half) for half in self.in_proj.weight.chunk(2))  # (w, l, d) each, contiguous
+        return self.out_proj(self.mix(u, z))  # (w, l, c)
+
+    def mix(self, u: Tensor, z: Tensor) -> Tensor:
+        """What lies between the outer projections, whatever the backend.  # (w, l, d) each -> (w, l, d)"""
         u = F.silu(self._causal_convolution(u))  # (w, l, d)
         delta, B, C = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)  # (w, l, r), (w, l, s) x 2
         delta = F.linear(delta, self.dt_proj.weight)  # (w, l, d); the scan adds the bias before its softplus
         A = -torch.exp(self.A_log)  # (d, s)
-        y = selective_scan(u, delta, A, B, C, self.D, z=z, delta_bias=self.dt_proj.bias, backend=self.backend)
-        return self.out_proj(y)  # (w, l, c)
+        return selective_scan(u, delta, A, B, C, self.D, z=z, delta_bias=self.dt_proj.bias, backend=self.backend)
 
     def _causal_convolution(self, u: Tensor) -> Tensor:
         """Each channel with its own few weights over this and earlier tokens.  # (w, l, d) -> (w, l, d)

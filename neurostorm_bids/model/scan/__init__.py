@@ -5,9 +5,10 @@ torch-reference    the recurrence step by step in plain torch; float32 and float
 torch              the same recurrence over all windows at once, with a backward of its own; any device
 cpu                compiled kernel; may also take whole blocks or the whole encoder in inference
 cuda               mamba-ssm's kernel
+triton             our own kernels for GPUs; may also take the layer between its outer projections, blocks, the encoder
 =================  ===================================================================================================
 
-"auto" takes the compiled backend of the device where there is one, else "torch".
+"auto" takes the fastest that is there: "cpu" on a CPU, "triton" and else "cuda" on a GPU, and "torch" without them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neurostorm_bids.model.encoder import Block, Encoder
+    from neurostorm_bids.model.mamba import Mamba
 
 # each module holds one `Backend` under the name given here, and raises ImportError where it cannot serve
 _HOME = {
@@ -32,8 +34,10 @@ _HOME = {
     "torch": ("torch_scan", "VECTORISED"),
     "cpu": ("cpu", "BACKEND"),
     "cuda": ("cuda", "BACKEND"),
+    "triton": ("triton", "BACKEND"),
 }
 BACKENDS = tuple(_HOME)
+_FASTEST = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}  # by device, the first that is installed
 
 
 class Scan(Protocol):
@@ -66,12 +70,19 @@ class Backend:
         Inference of a whole `Block` (tokens in, tokens out) or a whole `Encoder` (clips in, features out), called
         instead of the modules when gradients are off and the module is in eval mode. They may hand work back to
         ``block.compute`` or ``encoder.compute``, which never come back here. Submodules' forward hooks do not fire.
+    mixer : callable, optional
+        What a `Mamba` layer does between its outer projections, (w, l, 2 d) -> (w, l, d), with gradients. It may hand
+        work back to ``mamba.mix``.
+    devices : tuple of str
+        The kinds of device it runs on; every kind if empty.
     """
 
     name: str
     scan: Scan
     block: Callable[[Block, Tensor], Tensor] | None = None
     encode: Callable[[Encoder, Tensor], Tensor] | None = None
+    mixer: Callable[[Mamba, Tensor], Tensor] | None = None
+    devices: tuple[str, ...] = ()
 
 
 @cache
@@ -101,6 +112,7 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if _is_installed(name))
 
 
+@cache
 def _is_installed(name: str) -> bool:
     module, attribute = _HOME[name]
     try:
@@ -110,7 +122,7 @@ def _is_installed(name: str) -> bool:
 
 
 def resolve_backend(name: str, device: torch.device | str) -> str:
-    """The backend that a name means on a device; "auto" is the compiled one if installed, else "torch".
+    """The backend that a name means on a device; "auto" is the fastest one installed, else "torch".
 
     Raises
     ------
@@ -119,9 +131,9 @@ def resolve_backend(name: str, device: torch.device | str) -> str:
     """
     kind = str(device).split(":")[0]
     if name == "auto":
-        return kind if kind in _HOME and _is_installed(kind) else "torch"
-    load_backend(name)
-    if name in ("cpu", "cuda") and name != kind:
+        return next((fast for fast in _FASTEST.get(kind, ()) if _is_installed(fast)), "torch")
+    devices = load_backend(name).devices or (("cpu",) if name == "cpu" else ())
+    if devices and kind not in devices:
         raise BackendUnavailable(f"the scan backend {name!r} does not run on {kind}", expected="auto or torch")
     return name
 
