@@ -31,6 +31,11 @@ def test_sessions_and_labels(tmp_path: Path):
     assert {run.participant for run in find(root, participant_label=("NDARINV2",)).runs} == {"NDARINV2"}
 
 
+def test_only_what_lies_below_the_participant_names_a_session(tmp_path: Path):
+    (run,) = find(hcp_tree(tmp_path / "ses-study" / "hcp")).runs
+    assert run.session is None
+
+
 def test_beneath_a_raw_dataset(tmp_path: Path):
     dcan_tree(tmp_path / "raw" / "derivatives" / "abcd-hcp-pipeline")
     assert len(find(tmp_path / "raw", input_type="dcan").runs) == 1

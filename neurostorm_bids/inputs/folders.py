@@ -140,7 +140,8 @@ class Layout:
         for name in names:
             label, session = self.parse(name)
             for folder in _places(root / name, self.places):
-                inner = next((part for part in folder.parts if part.startswith("ses-")), None)
+                below = folder.relative_to(root / name).parts
+                inner = next((part for part in below if part.startswith("ses-")), None)
                 yield Place(folder, label, inner.removeprefix("ses-") if inner else session)
 
 
