@@ -308,7 +308,9 @@ def _training_course(parser: argparse.ArgumentParser) -> None:
 
 def _evaluation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--repeats", type=_positive, default=5, metavar="N", help="times the folds are drawn (default 5)")
+    group.add_argument(
+        "--repeats", type=_positive, default=5, metavar="N", help="times the folds are drawn (default 5)"
+    )
     group.add_argument(
         "--n-permutations", type=_count, default=1000, metavar="N", help="permuted labellings (default 1000)"
     )
@@ -326,8 +328,14 @@ def _evaluation(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=(*COMPARISONS, "none"),
         default=list(COMPARISONS),
-        help="what stands beside the models, beside chance (default: all). fc, mean-image, static and shuffled read the "
+        help="what stands beside the models and chance (default: all). fc, mean-image, static and shuffled read the "
         "images of BIDS_DIR; static and shuffled need --model",
+    )
+    group.add_argument(
+        "--tuned",
+        metavar="NAME",
+        help="a model that finetune made in OUTPUT_DIR: its recorded splits become the folds, its predictions stand "
+        "beside the rest",
     )
     group.add_argument(
         "--allow-leakage", action="store_true", help="evaluate although leakage was found; the report will say so"

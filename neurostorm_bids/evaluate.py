@@ -14,6 +14,7 @@ import pandas as pd
 
 from neurostorm_bids.cached import CachedRun, read_cached
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, UsageError
+from neurostorm_bids.evaluate_tuned import tested_folds, tuned_folder, tuned_outcome
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
 from neurostorm_bids.evaluation.intervals import resamples
@@ -177,21 +178,23 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
     features, warnings = _features(problem, rows, nuisance, material, settings)
     orders = permutations(problem, settings.n_permutations, settings.random_seed)
     outcomes = _learn(problem, features, folds, orders, settings)
-    summary = summarise(
-        problem, outcomes, material.models, resamples(problem, settings.n_bootstrap, settings.random_seed)
-    )
+    models = material.models
+    if settings.tuned:
+        outcomes = {settings.tuned: tuned_outcome(problem, rows, folds, orders, settings), **outcomes}
+        models = (settings.tuned, *models)
+    summary = summarise(problem, outcomes, models, resamples(problem, settings.n_bootstrap, settings.random_seed))
     return Evaluation(
         problem=problem,
         rows=rows,
         folds=folds,
-        models=material.models,
+        models=models,
         outcomes=outcomes,
         summary=summary,
-        calibrations={name: calibrate(problem, outcome, folds) for name, outcome in outcomes.items()},
+        calibrations={name: calibrate(problem, each, folds) for name, each in outcomes.items() if each.inner},
         nuisance=nuisance,
         sites={label: str(value) for label, value in material.column(_site_column(material, settings)).items()},
         findings=findings,
-        statements=(*_confessed(findings), *statements(problem, summary, material.models)),
+        statements=(*_confessed(findings), *statements(problem, summary, models)),
         warnings=(*labels.warnings, *warnings),
     )
 
@@ -220,8 +223,12 @@ def _problem(labels: Labels, material: Material, settings: Settings) -> tuple[Pr
 
 def _folds(problem: Problem, material: Material, settings: Settings) -> tuple[Fold, ...]:
     splits: Sequence[Split] | None = None
-    if settings.splits is not None:
-        splits = read_splits(settings.splits, problem.labels, _stated_families(problem))
+    tuned = tuned_folder(settings)
+    stated = tuned / "splits.tsv" if tuned is not None else settings.splits
+    if stated is not None:
+        splits = read_splits(stated, problem.labels, _stated_families(problem))
+    if splits is not None and tuned is not None:
+        splits = [split for split in splits if split.name in tested_folds(tuned)]
     return plan_folds(
         problem,
         folds=settings.folds,

@@ -130,6 +130,7 @@ class Settings:
     n_bootstrap: int = 1000
     classifier: Classifier = "ridge"
     compare: tuple[str, ...] = COMPARISONS
+    tuned: str | None = None
     allow_leakage: bool = False
 
     # resources and workflow

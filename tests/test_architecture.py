@@ -25,6 +25,7 @@ RECIPES = {
     "evaluate",
     "evaluate_identity",
     "evaluate_images",
+    "evaluate_tuned",
     "evaluation_rows",
     "evaluation_tables",
     "learn",

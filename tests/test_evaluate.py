@@ -255,6 +255,35 @@ def test_what_cannot_be_evaluated_is_said(dataset: Path, tmp_path: Path, capsys)
     assert "was cut or changed" in capsys.readouterr().err
 
 
+def test_a_fine_tuned_model_stands_on_its_recorded_splits(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    rows = read_tsv(dataset / "participants.tsv")
+    names = [row["participant_id"] for row in rows]
+    tuned = output / "evaluation" / "base-age"
+    fold = {name: 1 + number % 3 for number, name in enumerate(names)}
+    splits = [(f, n, "test" if fold[n] == f else "train") for f in (1, 2, 3) for n in names]
+    lines = ["fold\tparticipant_id\tsplit", *("\t".join(map(str, row)) for row in splits)]
+    write_text(tuned / "splits.tsv", "\n".join(lines) + "\n")
+    said = [
+        (row["participant_id"], "n/a", fold[row["participant_id"]], row["age"], float(row["age"]) + 1) for row in rows
+    ]
+    said = [row for row in said if row[2] != 3]  # a fold that was not trained
+    lines = ["participant_id\trun\tfold\ttruth\tpredicted", *("\t".join(map(str, row)) for row in said)]
+    write_text(tuned / "predictions.tsv", "\n".join(lines) + "\n")
+    words = ("--target", "age", "--tuned", "base-age", "--allow-leakage", "--n-permutations", "19", "--compare", "none")
+    assert evaluate(dataset, output, *words) == 0
+    metrics = {(r["features"], r["metric"]): r for r in read_tsv(output / "evaluation" / "age" / "metrics.tsv")}
+    best = metrics["base-age", "mae"]
+    assert float(best["value"]) == pytest.approx(1) and float(best["p"]) == pytest.approx(1 / 20)
+    folds = read_tsv(output / "evaluation" / "age" / "folds.tsv")
+    assert {row["fold"] for row in folds if row["features"] == "made"} == {"1", "2"}
+    assert "base-age against made: " in capsys.readouterr().out
+    write_text(tuned / "predictions.tsv", "participant_id\tfold\n" + "".join(f"{n}\t{fold[n]}\n" for n in names))
+    assert evaluate(dataset, output, *words) == 74
+    assert "holds no number for 'predicted'" in capsys.readouterr().err
+
+
 def test_controls_and_connectivity_are_read_from_the_images(dataset: Path, tmp_path: Path, capsys):
     output = tmp_path / "out"
     work = str(tmp_path / "work")

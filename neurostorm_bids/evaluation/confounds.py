@@ -20,7 +20,9 @@ def associations(problem: Problem, outcome: Outcome, table: pd.DataFrame) -> dic
     Numbers: Pearson correlation. Categories: correlation ratio (eta), the root of the share of variance between them.
     Of several classes, the class whose probability goes along most.
     """
-    predicted = np.nanmean(outcome.predicted, axis=0)  # (n, k)
+    times = (~np.isnan(outcome.predicted)).sum(axis=0)  # (n, k)
+    total = np.nansum(outcome.predicted, axis=0)
+    predicted = np.where(times > 0, total / np.maximum(times, 1), np.nan)
     observed = problem.columns(problem.values[:, None])[:, 0]  # (n, k)
     return {
         str(name): {

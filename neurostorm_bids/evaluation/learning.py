@@ -160,10 +160,12 @@ def scores_of(
     return classification_scores(values[tested], predicted[tested].astype(float), decided[tested], w, reference[tested])
 
 
-def each_repeat(problem: Problem, outcome: Outcome, weights: np.ndarray | None = None) -> list[Scores]:
-    """Metrics of every repeat.  # (b, n) -> (b,) each"""
+def each_repeat(
+    problem: Problem, outcome: Outcome, weights: np.ndarray | None = None, values: np.ndarray | None = None
+) -> list[Scores]:
+    """Metrics of every repeat, against other values where they are given.  # (b, n), (n,) -> (b,) each"""
     repeats = zip(outcome.predicted, outcome.decided, outcome.reference, strict=True)
-    return [scores_of(problem, *repeat, weights) for repeat in repeats]
+    return [scores_of(problem, *repeat, weights, values) for repeat in repeats]
 
 
 def _mean_over_repeats(problem: Problem, scores: list[list[Scores]]) -> Scores:

@@ -56,8 +56,8 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str]) -> lis
     metric = metrics_of(problem.kind)[0]
     names = list(dict.fromkeys(row.features for row in summary.rows))
     said = [_above_chance(summary.row(name, metric), metric) for name in names if name != "chance"]
-    for model in models:
-        for name in (name for name in names if name != model and name not in models):
+    for number, model in enumerate(models):
+        for name in (name for name in names if name not in models[: number + 1]):
             difference = summary.difference(model, name, metric)
             if difference is not None:
                 said.append(_compared(difference, metric))
