@@ -39,6 +39,9 @@ def test_only_what_lies_below_the_participant_names_a_session(tmp_path: Path):
 def test_beneath_a_raw_dataset(tmp_path: Path):
     dcan_tree(tmp_path / "raw" / "derivatives" / "abcd-hcp-pipeline")
     assert len(find(tmp_path / "raw", input_type="dcan").runs) == 1
+    assert len(find(tmp_path / "raw").runs) == 1
+    build(tmp_path / "raw" / "derivatives" / "fmriprep", run_files("sub-01_task-rest"))
+    assert {run.source.pipeline for run in find(tmp_path / "raw", skip_bids_validation=True).runs} == {"fMRIPrep"}
 
 
 def test_without_sessions_when_the_pipeline_is_named(tmp_path: Path):

@@ -126,7 +126,8 @@ def make_request(settings: Settings, scope: Scope) -> Request:
 def _reader(settings: Settings) -> Reader:
     input_type = settings.input_type
     if input_type == "auto":
-        input_type = detect(settings.bids_dir, *(path for _, path in settings.derivatives))
+        named = [path for _, path in settings.derivatives]
+        input_type = detect(settings.bids_dir, *(named or _beneath(settings.bids_dir)))
     if input_type not in READERS:
         raise UsageError(
             f"--input-type {input_type} cannot be read",
@@ -146,6 +147,14 @@ def detect(*roots: Path) -> str:
         if holds(root, places, PEEKED)
     )
     return next(found, "fmriprep")
+
+
+def _beneath(raw: Path) -> list[Path]:
+    """Derivatives of a raw dataset, where none of them says that it is fMRIPrep's or another known pipeline's."""
+    folder = raw / "derivatives"
+    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    known = any(path.name.startswith("fmriprep") or _says_its_pipeline(path) for path in found)
+    return [] if known else found
 
 
 def _says_its_pipeline(root: Path) -> bool:
