@@ -6,8 +6,9 @@
     simulate.ceilings(simulation)["age"]["r2"]
 
 Where the signal lies is known exactly. Each participant has a few expressions (one for sex, one for age, two for the
-diagnosis, one for cognition, six of their own); an expression sets how strongly neighbouring networks fluctuate
-together. Variances of the networks, mean images and head motion do not depend on it unless an effect size says so.
+diagnosis, one for cognition) and a fingerprint; they set how strongly neighbouring networks fluctuate together, each
+with a pattern of its own over the brain. Variances of the networks, mean images and head motion do not depend on them
+unless an effect size says so.
 
 effects    what is simulated: effect sizes, image levels, the dataset's plan
 cohort     participants: labels, phenotypes, expressions

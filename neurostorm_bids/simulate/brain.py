@@ -9,19 +9,20 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
 from neurostorm_bids.simulate.cohort import N_FIELDS
-from neurostorm_bids.simulate.effects import CONDITIONS, N_FINGERPRINTS, TRAITS
+from neurostorm_bids.simulate.effects import N_PAIRS, TRAITS
 from neurostorm_bids.space.grid import TEMPLATE_LATTICES, Grid, apply_affine
 
-# centres of the networks, MNI mm: 14 mm or more inside the brain and about 35 mm apart (centroidal Voronoi tessellation
-# of the interior of the ICBM152 mask)
-SITES_MM = (
-    (-41, -38, 3), (21, -60, -27), (19, 35, 5), (33, -38, 38), (-20, -70, 10), (0, 22, 36), (-20, -60, -27),
-    (-20, 35, 6), (1, -54, 41), (36, -5, -8), (0, -30, 16), (-36, -5, -8), (0, 2, 9), (21, -69, 10), (32, 1, 29),
-    (-33, -39, 38), (-33, 0, 29), (41, -38, 2), (0, -16, 50), (0, -38, -13),
+# centres of the pairs in the left hemisphere, MNI mm; those of the right are their mirror images. Three in each octant
+# around CENTRE_MM, evenly spread over its interior, 24 mm or more apart
+LEFT_SITES_MM = (
+    (-22, -58, -33), (-23, -70, -8), (-33, -41, -9), (-40, -3, -16), (-21, 38, -4), (-23, 9, -5),
+    (-40, -41, 30), (-22, -65, 29), (-19, -41, 46), (-37, 1, 28), (-20, 29, 28), (-18, 1, 43),
 )  # fmt: skip
-N_PAIRS = 2 * len(TRAITS) + N_FINGERPRINTS
-PAIR_DISTANCE_MM, WIDTH_MM = 16.0, 8.0  # between the two networks of a pair; SD of a network's profile
+CENTRE_MM = (0, -20, 10)
+CONDITION_SITES_MM = ((0, -20, 58), (0, -80, 8), (0, -12, 4), (0, 44, 14))  # between the octants
+PAIR_DISTANCE_MM, WIDTH_MM = 14.0, 7.0  # between the two networks of a pair; SD of a network's profile
 EDGE_MM = 6.0  # how deep motion reaches into the brain
+AXES = {"sex": (0,), "age": (1,), "diagnosis-1": (2,), "diagnosis-2": (0, 1), "cognition": (0, 2)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +52,19 @@ class Brain:
 
     @property
     def trait_maps(self) -> np.ndarray:
-        """Where each trait would show in the mean image.  # (v, traits)"""
+        """Where each trait would show in the mean image, of SD 1.  # (v, traits)"""
         both = self.networks[:, :N_PAIRS] + self.networks[:, N_PAIRS : 2 * N_PAIRS]  # (v, pairs)
-        return both @ pair_loadings().astype(np.float32)
+        return _standard(both @ pair_loadings()).astype(np.float32)
 
 
 def pair_loadings() -> np.ndarray:
-    """How each trait moves the pairs: one up, one down, pairs of its own.  # (pairs, traits)"""
-    loadings = np.zeros((N_PAIRS, len(TRAITS)))
-    for trait in range(len(TRAITS)):
-        loadings[2 * trait, trait], loadings[2 * trait + 1, trait] = 1.0, -1.0
-    return loadings
+    """Which way each trait moves each pair: up on one side of an axis and down on the other, or by quarters.
+
+    Sex moves left against right, age front against back, the diagnosis top against bottom and left front against right
+    front, cognition left top against right top. Columns are orthogonal, and each adds up to 0.  # (pairs, traits)
+    """
+    side = np.sign(network_centres()[:N_PAIRS] + network_centres()[N_PAIRS : 2 * N_PAIRS] - 2 * np.array(CENTRE_MM))
+    return np.stack([side[:, list(AXES[trait])].prod(axis=1) for trait in TRAITS], axis=1)
 
 
 def grid_of(template: str, zoom_mm: float) -> Grid:
@@ -129,10 +132,10 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def network_centres() -> np.ndarray:
     """Centres of all networks in the order of ``Brain.networks``, MNI mm.  # (2 pairs + conditions, 3)"""
-    sites = np.array(SITES_MM, float)
-    pairs, conditions = sites[:N_PAIRS], sites[N_PAIRS : N_PAIRS + len(CONDITIONS)]
-    apart = PAIR_DISTANCE_MM / 2 * np.eye(3)[np.arange(N_PAIRS) % 3]  # along x, y, z in turn
-    return np.concatenate([pairs - apart, pairs + apart, conditions])
+    left = np.array(LEFT_SITES_MM, float)
+    pairs = np.stack([left, left * (-1, 1, 1)], axis=1).reshape(-1, 3)
+    apart = PAIR_DISTANCE_MM / 2 * np.eye(3)[np.arange(N_PAIRS) // 2 % 3]  # along x, y, z in turn
+    return np.concatenate([pairs - apart, pairs + apart, np.array(CONDITION_SITES_MM, float)])
 
 
 def network_maps(points_mm: np.ndarray) -> np.ndarray:

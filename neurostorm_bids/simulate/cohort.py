@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import norm, qmc
 from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
-from neurostorm_bids.simulate.effects import DIAGNOSES, N_FINGERPRINTS, TRAITS, EffectSizes, Simulation
+from neurostorm_bids.simulate.effects import DIAGNOSES, N_PAIRS, TRAITS, EffectSizes, Simulation
 
 AGE_MEAN, AGE_SD, AGE_RANGE = 45.0, 12.0, (18.0, 90.0)
 COGNITION_MEAN, COGNITION_SD = 100.0, 15.0
@@ -29,8 +29,8 @@ class Cohort:
         Indexed by label: age (years), sex, diagnosis, cognition, site, family_id. Complete; a dataset may lack some.
     expressions : ndarray of shape (n, 5)
         In the order of ``TRAITS``; of SD 1 among people of the same sex and diagnosis.
-    fingerprints : ndarray of shape (n, 6)
-        Of SD 1.
+    fingerprints : ndarray of shape (n, pairs)
+        What is a person's own in the correlation of each pair, of SD 1.
     fields : ndarray of shape (n, 6)
         Coefficients of smooth fields in the mean image, of SD 1.
     fd_mm : ndarray of shape (n,)
@@ -59,7 +59,7 @@ def draw_cohort(simulation: Simulation) -> Cohort:
     sources = dict(zip(SOURCES, _normal(uniform).T, strict=True))
     sources["cognition-own"] = _inherited(sources["cognition-own"][:, None], family, shared, rng)[:, 0]
     phenotypes, expressions = _participants(sources, effects)
-    own = rng.standard_normal((n, N_FINGERPRINTS + N_FIELDS))
+    own = rng.standard_normal((n, N_PAIRS + N_FIELDS))
     own = _inherited(own, family, shared, rng)
     log_fd = _correlated(standardised(phenotypes["age"].to_numpy()), effects.motion_age, rng)
     phenotypes["site"] = [f"site{number + 1}" for number in rng.permutation(n) % simulation.n_sites]
@@ -68,7 +68,7 @@ def draw_cohort(simulation: Simulation) -> Cohort:
     phenotypes.index = pd.Index([f"{number:0{width}d}" for number in range(1, n + 1)], name="participant_id")
     levels = simulation.levels
     fd_mm = levels.motion_mm * np.exp(levels.motion_spread * log_fd)
-    return Cohort(phenotypes, expressions, own[:, :N_FINGERPRINTS], own[:, N_FINGERPRINTS:], fd_mm)
+    return Cohort(phenotypes, expressions, own[:, :N_PAIRS], own[:, N_PAIRS:], fd_mm)
 
 
 def standardised(values: np.ndarray) -> np.ndarray:

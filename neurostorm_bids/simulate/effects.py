@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 TRAITS = ("sex", "age", "diagnosis-1", "diagnosis-2", "cognition")  # a diagnosis of three classes needs a plane
-N_FINGERPRINTS = 6  # expressions that serve nothing but to tell people apart
+N_PAIRS = 24  # of neighbouring networks, which fluctuate together more or less
 DIAGNOSES = ("control", "typeA", "typeB")
 CONDITIONS = ("motor", "visual", "memory", "language")
 
@@ -20,10 +20,9 @@ class Expression:
     Parameters
     ----------
     covariance : float
-        Change of the Fisher-z correlation within the network pairs of the expression: half of the pairs go up, half
-        go down.
+        Change of the Fisher-z correlation within each pair of networks: half of the pairs go up, half go down.
     mean_image : float
-        Change of the mean image around those networks, as a share of its intensity.
+        SD over the brain of the change of the mean image, as a share of its intensity.
     """
 
     covariance: float = 0.0
@@ -60,12 +59,12 @@ class EffectSizes:
     sex_separation: float = 2.65
     age_r2: float = 0.77
     diagnosis_separation: float = 2.05
-    cognition_r2: float = 0.6
-    sex: Expression = Expression(covariance=0.4)
-    age: Expression = Expression(covariance=0.6)
-    diagnosis: Expression = Expression(covariance=0.4)
-    cognition: Expression = Expression(covariance=0.6)
-    fingerprint: Expression = Expression(covariance=0.6, mean_image=0.02)
+    cognition_r2: float = 0.7
+    sex: Expression = Expression(covariance=0.2)
+    age: Expression = Expression(covariance=0.4)
+    diagnosis: Expression = Expression(covariance=0.2)
+    cognition: Expression = Expression(covariance=0.3)
+    fingerprint: Expression = Expression(covariance=0.15, mean_image=0.01)
     task: float = 2.0
     run_to_run: float = 0.1
     heritability: float = 0.5
@@ -107,8 +106,8 @@ class Levels:
     intensity: float = 1000.0
     tissue_contrast: float = 0.06
     fluctuation: float = 0.04
-    noise: float = 0.04
-    correlation_time_s: float = 2.0
+    noise: float = 0.03
+    correlation_time_s: float = 1.5
     run_field: float = 0.01
     site_field: float = 0.02
     site_noise: float = 0.1

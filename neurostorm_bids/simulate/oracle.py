@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, roc_auc_score
 
-from neurostorm_bids.simulate.brain import N_PAIRS, pair_loadings
+from neurostorm_bids.simulate.brain import pair_loadings
 from neurostorm_bids.simulate.cohort import (
     AGE_MEAN,
     AGE_SD,
@@ -21,7 +21,7 @@ from neurostorm_bids.simulate.cohort import (
     diagnosis_centres,
     draw_cohort,
 )
-from neurostorm_bids.simulate.effects import CONDITIONS, DIAGNOSES, N_FINGERPRINTS, TRAITS, Simulation
+from neurostorm_bids.simulate.effects import CONDITIONS, DIAGNOSES, N_PAIRS, TRAITS, Simulation
 from neurostorm_bids.simulate.runs import COMMON_COUPLING, REST, Block, Run, persistence, response, runs_of
 
 Ceilings = dict[str, dict[str, float]]
@@ -94,10 +94,11 @@ class Observations:
     def _combined(self, couplings: np.ndarray, error: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both sources, each by its precision; nothing known is an estimate of 0 without bound."""
         effects, n_runs = self.simulation.effects, len(couplings)
-        contrast = (couplings.mean(axis=0) - COMMON_COUPLING) @ pair_loadings() / 2  # (traits,) half of up less down
+        contrast = (couplings.mean(axis=0) - COMMON_COUPLING) @ pair_loadings() / N_PAIRS  # (traits,)
         covariance = np.array([effects.of(trait).covariance for trait in TRAITS])
         mean_image = np.array([effects.of(trait).mean_image for trait in TRAITS])
-        of_coupling = covariance**2 * 2 * n_runs / error.mean()
+        spread = error.mean() / n_runs + effects.fingerprint.covariance**2  # around what the traits say
+        of_coupling = covariance**2 * N_PAIRS / spread
         of_image = mean_image**2 * n_runs / max(self.simulation.levels.run_field, 1e-6) ** 2
         from_coupling = contrast / np.where(covariance, covariance, 1)
         from_image = images.mean(axis=0) / np.where(mean_image, mean_image, 1)
@@ -194,7 +195,7 @@ def _variances(observed: Observations) -> tuple[np.ndarray, np.ndarray]:
     spread = np.array([1 + effects.sex_separation**2 / 4, 1, *[1 + effects.diagnosis_separation**2 / 2] * 2, 1])
     covariance = np.array([effects.of(trait).covariance for trait in TRAITS])
     coupling = (pair_loadings() ** 2) @ (spread * covariance**2)  # (pairs,)
-    coupling[-N_FINGERPRINTS:] += effects.fingerprint.covariance**2
+    coupling += effects.fingerprint.covariance**2
     n_fields = observed.cohort.fields.shape[1]
     between = np.concatenate([coupling, np.full(n_fields, effects.fingerprint.mean_image**2)])
     within = np.concatenate([np.full(N_PAIRS, observed.error.mean()), np.full(n_fields, levels.run_field**2)])

@@ -11,9 +11,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 from neurostorm_bids.inputs.motion import framewise_displacement
-from neurostorm_bids.simulate.brain import N_PAIRS, pair_loadings
+from neurostorm_bids.simulate.brain import pair_loadings
 from neurostorm_bids.simulate.cohort import N_FIELDS, Cohort
-from neurostorm_bids.simulate.effects import CONDITIONS, N_FINGERPRINTS, TRAITS, Simulation
+from neurostorm_bids.simulate.effects import CONDITIONS, N_PAIRS, TRAITS, Simulation
 
 COMMON_COUPLING = 0.2  # Fisher z of every pair before anything individual
 REST = "rest"
@@ -82,7 +82,7 @@ class Run:
         """Correlation within each pair.  # (pairs,)"""
         effects = self.simulation.effects
         z = np.full(N_PAIRS, COMMON_COUPLING) + pair_loadings() @ self._shown("covariance")
-        z[-N_FINGERPRINTS:] += effects.fingerprint.covariance * self.cohort.fingerprints[self.subject]
+        z += effects.fingerprint.covariance * self.cohort.fingerprints[self.subject]
         z += effects.run_to_run * self.rng(Stream.COUPLING).standard_normal(N_PAIRS)
         return np.tanh(z)
 
