@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from neurostorm_bids.cached import CachedRun, read_cached
-from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, UsageError
+from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, SplitsOverlap, UsageError
 from neurostorm_bids.evaluate_tuned import tested_folds, tuned_folder, tuned_outcome
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
@@ -226,7 +226,7 @@ def _folds(problem: Problem, material: Material, settings: Settings) -> tuple[Fo
     tuned = tuned_folder(settings)
     stated = tuned / "splits.tsv" if tuned is not None else settings.splits
     if stated is not None:
-        splits = read_splits(stated, problem.labels, _stated_families(problem))
+        splits = _stated_splits(stated, problem, settings)
     if splits is not None and tuned is not None:
         splits = [split for split in splits if split.name in tested_folds(tuned)]
     return plan_folds(
@@ -237,6 +237,15 @@ def _folds(problem: Problem, material: Material, settings: Settings) -> tuple[Fo
         splits=splits,
         seed=settings.random_seed,
     )
+
+
+def _stated_splits(path: Path, problem: Problem, settings: Settings) -> Sequence[Split]:
+    try:
+        return read_splits(path, problem.labels, _stated_families(problem))
+    except SplitsOverlap:
+        if not settings.allow_leakage:
+            raise
+        return leakage.splits_as_they_are(path, problem.labels)
 
 
 def _stated_families(problem: Problem) -> dict[str, str]:

@@ -143,6 +143,25 @@ def test_families_that_folds_would_tear_apart_stop_it(dataset: Path, tmp_path: P
     assert "LEAKAGE" in (output / "evaluation" / "age" / "methods.md").read_text()
 
 
+def test_a_participant_on_both_sides_of_stated_splits_stops_it(dataset: Path, tmp_path: Path, capsys):
+    output, table = tmp_path / "out", tmp_path / "splits.tsv"
+    write_embeddings(output, dataset, telling)
+    names = [row["participant_id"] for row in read_tsv(dataset / "participants.tsv")]
+    roles = [(name, "test" if number % 2 else "train") for number, name in enumerate(names)]
+    planted = [*roles, *((name, "train") for name, role in roles[:6] if role == "test")]
+    table.write_text("participant_id\tsplit\n" + "".join(f"{name}\t{role}\n" for name, role in planted))
+    words = ("--target", "age", "--splits", str(table), "--n-permutations", "0", "--compare", "none")
+    assert evaluate(dataset, output, *words) == 2
+    assert "fold 1 has participants on two sides" in capsys.readouterr().err
+    assert evaluate(dataset, output, *words, "--allow-leakage") == 0
+    report = json.loads((output / "evaluation" / "age" / "evaluation.json").read_text())
+    assert report["Leakage"]["Findings"][0] == {
+        "Kind": "participants on both sides of a fold",
+        "Count": 3,
+        "Examples": sorted(name.removeprefix("sub-") for name, role in roles[:6] if role == "test"),
+    }
+
+
 def test_family_splits_change_the_number_where_families_are_alike(dataset: Path, tmp_path: Path):
     """Embeddings that tell families apart, and a target that runs in families."""
     output = tmp_path / "out"

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from neurostorm_bids.errors import LeakageFound
+from neurostorm_bids.errors import LeakageFound, SplitsUnusable
 from neurostorm_bids.evaluation.problem import Fold, Problem
+from neurostorm_bids.inputs.tables import read_columns
+from neurostorm_bids.training.splits import ROLES, Split
 
 FAMILY_COLUMNS = ("family_id", "family", "familyid", "rel_family_id", "pedigree_id")
 EQUAL = 1e-6  # embeddings that differ by less, relative to their size, are of one image
@@ -45,6 +48,18 @@ def require_none(findings: Sequence[Finding], *, allowed: bool) -> None:
             remedy="; ".join(dict.fromkeys(finding.remedy for finding in findings))
             + ", or say --allow-leakage: it will be in the report",
         )
+
+
+def splits_as_they_are(path: Path, participants: Iterable[str]) -> tuple[Split, ...]:
+    """Splits of a table whose sides overlap, for an evaluation that allows it; `both_sides` will count them."""
+    columns, known = read_columns(path, SplitsUnusable, "Mend the table"), set(participants)
+    folds: dict[str, dict[str, set[str]]] = defaultdict(lambda: {role: set() for role in ROLES})
+    fold_of = columns.get("fold", ["1"] * len(columns["split"]))
+    for fold, participant, role in zip(fold_of, columns["participant_id"], columns["split"], strict=True):
+        label, role = participant.removeprefix("sub-"), {"val": "validation"}.get(role, role)
+        if label in known and role in ROLES:
+            folds[fold][role].add(label)
+    return tuple(Split(fold, *(tuple(sorted(sides[role])) for role in ROLES)) for fold, sides in folds.items())
 
 
 def _finding(kind: str, names: Iterable[str], remedy: str) -> list[Finding]:
