@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,18 +26,23 @@ from neurostorm_bids.errors import ConfoundsUnusable, NeurostormError
 from neurostorm_bids.inputs.motion import Motion, read_motion
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
+from neurostorm_bids.model.device_clips import device_batches
 from neurostorm_bids.outputs import QualityFigure
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import GridSeries, Route, choose_route, to_grid
 from neurostorm_bids.space.nifti import open_series
 from neurostorm_bids.space.quality import FIGURES, Tally, assess, require_coverage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
     """A run after the first pass: everything that the second pass and the sidecars need.
 
-    ``clips`` draws the clips into buffers, ``frames`` the whole normalised run; both may be called again.
+    ``clips`` draws the clips into buffers, ``batches_on`` makes the same clips on a device, a batch at a time, and
+    ``frames`` draws the whole normalised run; all may be called again.
     """
 
     run: BoldRun
@@ -50,6 +56,7 @@ class PreparedRun:
     statistics: RunStatistics
     clips: Callable[[Sequence[np.ndarray]], Iterator[Clip]]
     frames: Callable[[], Iterator[np.ndarray]] | None
+    batches_on: Callable[[str, int], Iterator[Tensor]] | None = None
     warnings: tuple[str, ...] = ()
     placement: tuple[QualityFigure, ...] = ()
 
@@ -93,6 +100,7 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
         statistics=statistics,
         clips=lambda buffers: clips_of(signal, statistics, windows, buffers=buffers),
         frames=lambda: frames_of(signal, statistics),
+        batches_on=lambda device, n: device_batches(signal, statistics, windows, device=device, batch_size=n),
         warnings=(*run.warnings, *series.warnings, *motion.warnings, *statistics.warnings, *quality.warnings),
         placement=tuple(
             QualityFigure(name=name, value=getattr(quality, name), unit=unit, description=description)

@@ -158,16 +158,24 @@ class Features:
 
 def embed_run(prepared: PreparedRun, models: Sequence[Model]) -> list[Features]:
     """Embeddings and predictions of every clip under each model, from one pass over the run."""
-    import torch
-
     parts: list[list[Features]] = [[] for _ in models]
-    for batch in ahead(_batches(prepared, max(model.batch_size for model in models))):
+    for batch in ahead(_batches(prepared, models)):
         for model, rows in zip(models, parts, strict=True):
-            rows.append(_features(model, torch.from_numpy(batch)))
+            rows.append(_features(model, batch))
     return [_joined(rows) for rows in parts]
 
 
-def _batches(prepared: PreparedRun, batch_size: int) -> Iterator[np.ndarray]:
+def _batches(prepared: PreparedRun, models: Sequence[Model]) -> Iterator[Tensor]:
+    """Clips by the batch, made where the models are.  # (n, 1, X, Y, Z, T)"""
+    import torch
+
+    device, batch_size = models[0].device, max(model.batch_size for model in models)
+    if prepared.batches_on is not None and device != "cpu":
+        return prepared.batches_on(device, batch_size)
+    return map(torch.from_numpy, _host_batches(prepared, batch_size))
+
+
+def _host_batches(prepared: PreparedRun, batch_size: int) -> Iterator[np.ndarray]:
     """Clips by the batch; a batch stays valid while the next is drawn.  # (n, 1, X, Y, Z, T)"""
     n_clips = len(prepared.windows.kept)
     batch_size = min(batch_size, n_clips)
@@ -254,7 +262,7 @@ def model_record(model: Model, key: str = "") -> ModelRecord:
         trained=model.trained,
         resume_key=key,
         backend=resolve_backend(model.backend, model.device),
-        device=model.device,
+        device=model.device.partition(":")[0],  # which of several GPUs it was says nothing of the result
         precision="float32",
         batch_size=model.batch_size,
         threads=torch.get_num_threads(),

@@ -25,6 +25,7 @@ from neurostorm_bids.model.card import model_card
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint
 from neurostorm_bids.model.config import EncoderConfig
 from neurostorm_bids.model.description import ModelDescription, SelfTest
+from neurostorm_bids.model.device import gpu_of_worker
 from neurostorm_bids.model.encoder import Encoder, stage_channels, stage_grids
 from neurostorm_bids.model.folder import (
     backbone_hash,
@@ -176,7 +177,8 @@ def load_model(
     source : str or path
         A model folder, a reference ``.ckpt``, or a name of ``neurostorm-models list``.
     device : str
-        "auto" (a GPU if there is one), "cpu", "cuda" or the number of a GPU.
+        "auto" (a GPU if there is one), "cpu", "cuda" or the number of a GPU. With several GPUs and no number, the
+        workers of a pool take turns.
     target_scaler : mapping, optional
         ``{"age": (54.2, 7.6)}``: mean and SD of the training target, where the model does not hold them.
     backend : str
@@ -214,15 +216,16 @@ def load_model(
 
 def _device(text: str) -> torch.device:
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    number = int(text.removeprefix("cuda:")) if text.removeprefix("cuda:").isdigit() else 0
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    n_gpus = torch.cuda.device_count()
+    number = int(text.removeprefix("cuda:")) if text.removeprefix("cuda:").isdigit() else gpu_of_worker(max(n_gpus, 1))
     if text == "cpu":
         return torch.device("cpu")
     if text != "cuda" and not text.removeprefix("cuda:").isdigit():
         raise DeviceUnavailable(f"--device {text!r}", expected="auto, cpu, cuda or the number of a GPU")
-    if number >= torch.cuda.device_count():
+    if number >= n_gpus:
         raise DeviceUnavailable(
-            f"--device {text}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use",
+            f"--device {text}: this machine has {n_gpus} GPUs that PyTorch can use",
             remedy="use --device cpu",
         )
     return torch.device("cuda", number)

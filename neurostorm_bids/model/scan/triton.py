@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from neurostorm_bids.model.encoder import Block, Encoder
     from neurostorm_bids.model.mamba import Mamba
 
-OLDEST = (3, 2)  # the Triton of torch 2.6
+OLDEST = (3, 4)  # the Triton of torch 2.8
 NO_COMPILER_FROM = (3, 8)  # before, Triton compiled its own launcher in C
 
 
