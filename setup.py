@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("neurostorm_bids/csrc")
 FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off"]
-# never -ffast-math: it loses NaN, and sets flush-to-zero for whoever loads the library; multiply-adds are asked for by name
+# never -ffast-math: it loses NaN, and sets flush-to-zero for whoever loads the library; multiply-adds are explicit
 VARIANTS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma"],
@@ -25,9 +25,7 @@ class BuildKernels(build_ext):
         try:
             self._link(ext, self._compile())
         except Exception as error:  # whatever a compiler does: torch serves without it
-            print(
-                f"neurostorm: the CPU kernels were not compiled ({error}); torch computes instead, about 20 times slower"
-            )
+            print(f"neurostorm: CPU kernels not compiled ({error}); torch computes instead, about 20 times slower")
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"  # no Python ABI in it, so no ABI in its name

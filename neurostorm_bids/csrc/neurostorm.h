@@ -81,4 +81,7 @@ typedef struct {
 /* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here. */
 NS_EXPORT const ns_kernels *ns_kernels_for(const char *isa);
 
+/* A hash of up to 64 values spread over each tensor: shows that weights were changed behind torch's version counters. */
+NS_EXPORT uint64_t ns_fingerprint(const float *const *tensors, const int64_t *sizes, int32_t count);
+
 #endif

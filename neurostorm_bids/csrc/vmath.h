@@ -1,7 +1,8 @@
 /* exp, silu, softplus and GELU by polynomials and small tables, accurate to about one unit in the last place.
  *
  * 2^z is split as 2^k * 2^(i/S) * 2^r: adding `magic` rounds z to a multiple of 1/S and leaves k * S + i in the low bits, a
- * table held in registers gives 2^(i/S), a short polynomial 2^r. S is 32 (AVX-512), 8 (AVX2) or 1.
+ * table held in registers gives 2^(i/S), a short polynomial 2^r. S is 16 (AVX-512), 8 (AVX2) or 1. The polynomials are exactly 1
+ * at r = 0 and fitted to (2^r - 1) / r: of a decay near 1 it is the distance from 1 that adds up over hundreds of rows.
  */
 #ifndef NS_VMATH_H
 #define NS_VMATH_H
@@ -11,19 +12,16 @@
 #define LOG2_E 1.44269504f
 
 #if W == 16
-#define EXP2_MAGIC 393216.0f /* 1.5 * 2^18: one unit in the last place is 1/32 */
-static const float EXP2_TABLE[32] __attribute__((aligned(64))) = {
-    1.00000000f, 1.02189720f, 1.04427373f, 1.06714046f, 1.09050775f, 1.11438680f, 1.13878858f, 1.16372490f,
-    1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f, 1.35425556f, 1.38390994f,
-    1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f, 1.57598090f, 1.61049032f, 1.64575553f,
-    1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f, 1.83400810f, 1.87416768f, 1.91520655f, 1.95714414f,
+#define EXP2_MAGIC 786432.0f /* 1.5 * 2^19: one unit in the last place is 1/16 */
+static const float EXP2_TABLE[16] __attribute__((aligned(64))) = {
+    1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+    1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f,
 };
 /* 2^(kf + r) where kf = t - magic */
 INLINE vf exp2_parts(vf t, vf kf, vf r)
 {
-    const __m512 low = _mm512_load_ps(EXP2_TABLE), high = _mm512_load_ps(EXP2_TABLE + 16);
-    vf entry = (vf)_mm512_permutex2var_ps(low, (__m512i)t, high);
-    vf p = v_fma(v_fma(v_set(0.240229442f), r, v_set(0.693157344f)), r, v_set(1.0f));
+    vf entry = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_load_ps(EXP2_TABLE));
+    vf p = v_fma(v_fma(v_fma(v_set(0.0555057363f), r, v_set(0.240233552f)), r, v_set(0.69314718f)), r, v_set(1.0f));
     return (vf)_mm512_scalef_ps((__m512)(entry * p), (__m512)kf);
 }
 #elif W == 8
@@ -36,7 +34,7 @@ INLINE vf exp2_parts(vf t, vf kf, vf r)
 {
     (void)kf;
     vi entry = (vi)_mm256_permutevar8x32_epi32(*(const __m256i *)EXP2_TABLE, (__m256i)t);
-    vf p = v_fma(v_fma(v_fma(v_set(0.0555119216f), r, v_set(0.240264080f)), r, v_set(0.693147170f)), r, v_set(0.999999982f));
+    vf p = v_fma(v_fma(v_fma(v_set(0.0555106194f), r, v_set(0.240254687f)), r, v_set(0.693147175f)), r, v_set(1.0f));
     return (vf)(entry + ((vi)t << 20)) * p;
 }
 #else
@@ -44,11 +42,11 @@ INLINE vf exp2_parts(vf t, vf kf, vf r)
 INLINE vf exp2_parts(vf t, vf kf, vf r)
 {
     (void)kf;
-    vf p = v_fma(v_set(1.54780224e-4f), r, v_set(1.34004317e-3f));
-    p = v_fma(p, r, v_set(9.61799451e-3f));
-    p = v_fma(p, r, v_set(0.0555032722f));
-    p = v_fma(p, r, v_set(0.240226515f));
-    p = v_fma(p, r, v_set(0.693147207f));
+    vf p = v_fma(v_set(1.54697349e-4f), r, v_set(1.33908669e-3f));
+    p = v_fma(p, r, v_set(9.61803077e-3f));
+    p = v_fma(p, r, v_set(0.0555035711f));
+    p = v_fma(p, r, v_set(0.240226511f));
+    p = v_fma(p, r, v_set(0.693147188f));
     p = v_fma(p, r, v_set(1.0f));
     return (vf)((vi)p + ((vi)t << 23));
 }

@@ -75,6 +75,8 @@ class Backend:
         work back to ``mamba.mix``.
     devices : tuple of str
         The kinds of device it runs on; every kind if empty.
+    detail : str
+        What else ``--version -v`` says of it.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Backend:
     encode: Callable[[Encoder, Tensor], Tensor] | None = None
     mixer: Callable[[Mamba, Tensor], Tensor] | None = None
     devices: tuple[str, ...] = ()
+    detail: str = ""
 
 
 @cache
@@ -141,7 +144,9 @@ def resolve_backend(name: str, device: torch.device | str) -> str:
 def describe_backends() -> list[str]:
     """Lines for ``--version -v``: the backends that are installed, and which one "auto" takes on each device."""
     choices = ", ".join(f"{resolve_backend('auto', device)} on {device}" for device in ("cpu", "cuda"))
-    return [f"scan backends: {', '.join(available_backends())} (auto: {choices})"]
+    found = [load_backend(name) for name in available_backends()]
+    details = [f"scan backend {backend.name}: {backend.detail}" for backend in found if backend.detail]
+    return [f"scan backends: {', '.join(available_backends())} (auto: {choices})", *details]
 
 
 def selective_scan(

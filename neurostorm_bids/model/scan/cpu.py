@@ -7,9 +7,11 @@ cache (csrc/block.h). Weights are packed for them on first use and again when th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -19,18 +21,21 @@ from neurostorm_bids.model.scan.cpu_library import (
     BlockWeights,
     Kernels,
     LinearWeights,
+    Packed,
     Patches,
     ScanArguments,
     ScanGradients,
     Windows,
     default_isa,
+    fingerprint,
 )
 from neurostorm_bids.model.scan.torch_scan import VECTORISED
 
 if TYPE_CHECKING:
-    from neurostorm_bids.model.encoder import Block, Encoder, PositionEmbedding
+    from neurostorm_bids.model.encoder import Block, Encoder, PositionEmbedding, Stage
+    from neurostorm_bids.model.windows import WindowLayout
 
-T = TypeVar("T")
+Packing = TypeVar("Packing")
 INPUTS = ("u", "delta", "a", "b", "c", "skip", "z", "delta_bias")  # of the scan, in the order of `selective_scan`
 GRADIENTS = tuple(f"grad_{name}" for name in INPUTS)
 MOST_STATES = 256  # of csrc/scan.h
@@ -70,68 +75,102 @@ class Compiled:
     @torch.no_grad()
     def block(self, block: Block, x: Tensor) -> Tensor:
         """A block in inference.  # (n, x, y, z, t, c) -> the same"""
-        if not _serves(block, x):
+        packed = self._packed_once(block, x, _pack_block)
+        if packed is None:
             return block.compute(x)
         tokens = x.clone(memory_format=torch.contiguous_format)
-        self._run_block(block, tokens)
+        self.kernels.block_forward(packed, _windows(block.layout(tuple(x.shape[1:5])), len(x)), tokens)
         return tokens
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, clips: Tensor) -> Tensor:
         """The encoder in inference.  # (n, ch, X, Y, Z, T) -> (n, c, x, y, z, t)"""
-        if not _serves(encoder, clips):
-            return encoder.compute(clips)
-        tokens = self._embed_patches(encoder, clips.contiguous())  # (n, x, y, z, t, c), embeddings added
-        for stage, embeddings in zip(encoder.layers, [*encoder.pos_embeds[1:], None], strict=True):
-            for block in stage.blocks:
-                self._run_block(block, tokens)
-            if embeddings is not None:
-                tokens = self._merge(stage.downsample, embeddings, tokens)
-        return tokens.movedim(-1, 1).contiguous()
+        packed = self._packed_once(encoder, clips, _PackedEncoder)
+        return encoder.compute(clips) if packed is None else packed.run(clips.contiguous())
 
-    def _run_block(self, block: Block, tokens: Tensor) -> None:
-        packed = self._once(block, lambda: self.kernels.pack_block(_block_weights(block)))
-        layout = block.layout(tuple(tokens.shape[1:5]))
-        origin = tuple(rolled - before for rolled, before in zip(layout.rolled, layout.before, strict=True))
-        windows = Windows(clips=len(tokens), grid=layout.grid, window=layout.window, count=layout.counts, origin=origin)
-        self.kernels.block_forward(packed, windows, tokens)
+    def _packed_once(
+        self, module: nn.Module, x: Tensor, pack: Callable[[Kernels, nn.Module], Packing]
+    ) -> Packing | None:
+        """The weights of a module as the kernels want them, packed anew when they have changed.
 
-    def _embed_patches(self, encoder: Encoder, clips: Tensor) -> Tensor:
-        embed, patch = encoder.patch_embed, tuple(encoder.patch_embed.patch)
-        packed = self._once(embed, lambda: self.kernels.pack_linear(_linear_weights(embed.fc, None)))
+        None where the kernels do not serve: another precision or device.
+        """
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return None
+        parameters = list(module.parameters())
+        known = self._packed.get(module)
+        if known is None or known[0] != fingerprint(parameters):
+            if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in parameters):
+                return None
+            known = self._packed[module] = (fingerprint(parameters), pack(self.kernels, module))
+        return known[1]
+
+
+class _PackedEncoder:
+    """An encoder whose weights are packed."""
+
+    def __init__(self, kernels: Kernels, encoder: Encoder) -> None:
+        self._kernels, self._patch = kernels, tuple(encoder.patch_embed.patch)
+        fc = encoder.patch_embed.fc
+        self._embed, self._channels = kernels.pack_linear(_linear_weights(fc, None)), fc.out_features
+        self._embeddings = [_channels_last(embeddings) for embeddings in encoder.pos_embeds]
+        self._stages = [_PackedStage(kernels, stage) for stage in encoder.layers]
+
+    def run(self, clips: Tensor) -> Tensor:
+        """(n, ch, X, Y, Z, T) -> (n, c, x, y, z, t)"""
+        tokens = self._embed_patches(clips)  # (n, x, y, z, t, c)
+        for stage, embeddings in zip(self._stages, [*self._embeddings[1:], None], strict=True):
+            tokens = stage.run(tokens, embeddings)
+        # numpy copies on one thread: after a parallel copy torch's threads would spin on beside the next clip
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(tokens.numpy(), -1, 1)))
+
+    def _embed_patches(self, clips: Tensor) -> Tensor:
         n, channels, *image = clips.shape
-        grid = [size // step for size, step in zip(image, patch, strict=True)]
-        tokens = clips.new_empty(n, *grid, embed.fc.out_features)
-        place, time = self._embeddings(encoder.pos_embeds[0])
-        patches = Patches(clips=n, channels=channels, image=tuple(image), patch=patch)
-        self.kernels.patch_embed(packed, patches, clips, place, time, tokens)
+        grid = [size // step for size, step in zip(image, self._patch, strict=True)]
+        tokens = clips.new_empty(n, *grid, self._channels)
+        patches = Patches(clips=n, channels=channels, image=tuple(image), patch=self._patch)
+        self._kernels.patch_embed(self._embed, patches, clips, *self._embeddings[0], tokens)
         return tokens
 
-    def _merge(self, merging: nn.Module, embeddings: PositionEmbedding, tokens: Tensor) -> Tensor:
-        packed = self._once(merging, lambda: self.kernels.pack_linear(_linear_weights(merging.reduction, merging.norm)))
-        n, *grid, frames, _ = tokens.shape
-        halves = [(size + 1) // 2 for size in grid]
-        merged = tokens.new_empty(n, *halves, frames, merging.reduction.out_features)
-        self.kernels.merge(packed, tokens, *self._embeddings(embeddings), merged)
+
+class _PackedStage:
+    """The blocks of a stage and the merging behind them, which also adds the embeddings of the next stage, packed."""
+
+    def __init__(self, kernels: Kernels, stage: Stage) -> None:
+        self._kernels = kernels
+        self._blocks = [(block.layout, _pack_block(kernels, block)) for block in stage.blocks]
+        self._merging: Packed | None = None
+        if stage.downsample is not None:
+            reduction = stage.downsample.reduction
+            self._merging = kernels.pack_linear(_linear_weights(reduction, stage.downsample.norm))
+            self._channels = reduction.out_features
+
+    def run(self, tokens: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(n, x, y, z, t, c) -> (n, x / 2, y / 2, z / 2, t, c_out), or in the last stage the same; overwrites tokens"""
+        n, *grid, _ = tokens.shape
+        for layout, packed in self._blocks:
+            self._kernels.block_forward(packed, _windows(layout(tuple(grid)), n), tokens)
+        if self._merging is None or embeddings is None:
+            return tokens
+        merged = tokens.new_empty(n, *((size + 1) // 2 for size in grid[:3]), grid[3], self._channels)
+        self._kernels.merge(self._merging, tokens, *embeddings, merged)
         return merged
 
-    def _embeddings(self, embeddings: PositionEmbedding) -> tuple[Tensor, Tensor]:
-        """Channels last: (x, y, z, c) and (t, c)."""
-        return self._once(
-            embeddings,
-            lambda: (
-                embeddings.pos_embed[0, ..., 0].movedim(0, -1).contiguous(),
-                embeddings.time_embed[0, :, 0, 0, 0].t().contiguous(),
-            ),
-        )
 
-    def _once(self, module: nn.Module, build: Callable[[], T]) -> T:
-        """What `build` makes of a module's weights, made anew only when they have changed."""
-        state = tuple((id(p), p.data_ptr(), p._version) for p in module.parameters())
-        known = self._packed.get(module)
-        if known is None or known[0] != state:
-            known = self._packed[module] = (state, build())
-        return known[1]
+@lru_cache(maxsize=64)
+def _windows(layout: WindowLayout, clips: int) -> Windows:
+    origin = tuple(rolled - before for rolled, before in zip(layout.rolled, layout.before, strict=True))
+    return Windows(clips=clips, grid=layout.grid, window=layout.window, count=layout.counts, origin=origin)
+
+
+def _channels_last(embeddings: PositionEmbedding) -> tuple[Tensor, Tensor]:
+    """Embeddings of places (x, y, z, c) and of frames (t, c)."""
+    place, time = embeddings.pos_embed.detach(), embeddings.time_embed.detach()
+    return place[0, ..., 0].movedim(0, -1).contiguous(), time[0, :, 0, 0, 0].t().contiguous()
+
+
+def _pack_block(kernels: Kernels, block: Block) -> Packed:
+    return kernels.pack_block(_block_weights(block))
 
 
 class _CompiledScan(torch.autograd.Function):
@@ -165,10 +204,6 @@ def _scan_arguments(inputs: Sequence[Tensor | None], y: Tensor) -> ScanArguments
     return ScanArguments(batch=windows, length=length, channels=channels, states=inputs[2].shape[1], y=y, **tensors)
 
 
-def _serves(module: nn.Module, x: Tensor) -> bool:
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, *module.parameters()))
-
-
 def _block_weights(block: Block) -> BlockWeights:
     mamba, mlp = block.mamba, block.mlp
     inner, states = mamba.A_log.shape
@@ -200,10 +235,10 @@ def _linear_weights(linear: nn.Linear, norm: nn.LayerNorm | None) -> LinearWeigh
     return LinearWeights(inputs=linear.in_features, outputs=linear.out_features, **contiguous)
 
 
-def describe() -> str:
+def describe(compiled: Compiled) -> str:
     """The instruction set in use, for ``neurostorm --version -v``."""
-    return f"compiled kernels ({COMPILED.kernels.isa})"
+    return f"compiled kernels, {compiled.kernels.isa}"
 
 
 COMPILED = Compiled(default_isa())
-BACKEND = Backend("cpu", COMPILED.scan, COMPILED.block, COMPILED.encode)
+BACKEND = Backend("cpu", COMPILED.scan, COMPILED.block, COMPILED.encode, devices=("cpu",), detail=describe(COMPILED))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -169,7 +169,21 @@ def _library() -> ctypes.CDLL:
         raise ImportError("the kernel was not compiled when neurostorm was installed: no C compiler was found")
     library = ctypes.CDLL(str(paths[0]))
     library.ns_kernels_for.argtypes, library.ns_kernels_for.restype = [c_char_p], POINTER(_Functions)
+    library.ns_fingerprint.argtypes = [POINTER(c_void_p), POINTER(c_int64), c_int32]
+    library.ns_fingerprint.restype = c_uint64
     return library
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Changes when any of the tensors is replaced or moved, and when values are written into it.
+
+    Version counters miss what is written through ``tensor.data``, so some values of each tensor are looked at as well.
+    """
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    sizes = (c_int64 * len(addresses))(*(tensor.numel() for tensor in tensors))
+    values = _library().ns_fingerprint((c_void_p * len(addresses))(*addresses), sizes, len(addresses))
+    return (values, *addresses, *versions)
 
 
 def default_isa() -> str | None:
