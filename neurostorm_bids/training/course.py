@@ -25,6 +25,7 @@ from neurostorm_bids.model.encoder import Backbone
 from neurostorm_bids.training.checkpoints import AtomicCheckpoints, BestWeights, ResumePoints, resume_point
 from neurostorm_bids.training.data import ClipDataset, Cursor, KeyedBatches, collate, evaluation_loader, training_loader
 from neurostorm_bids.training.modules import Learner
+from neurostorm_bids.training.processes import started_by_torchrun
 from neurostorm_bids.training.schedule import LIGHTNING_PRECISION, Course
 
 FIRST_STEPS = 10  # the remaining time is told after them
@@ -152,14 +153,12 @@ def _steps(n_samples: int, course: Course, world: int) -> int:
 
 
 def _trainer(course: Course, place: Place, callbacks: list[Callback], resumed: bool) -> L.Trainer:
-    devices = course.devices or 1
+    devices, nodes = started_by_torchrun() or (course.devices or 1, course.num_nodes)
     return L.Trainer(
         accelerator=_accelerator(course.device),
-        devices=devices
-        if _accelerator(course.device) == "cpu" or not course.device.isdigit()
-        else [int(course.device)],
-        num_nodes=course.num_nodes,
-        strategy="ddp" if devices * course.num_nodes > 1 else "auto",
+        devices=[int(course.device)] if course.device.isdigit() and devices == 1 else devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=LIGHTNING_PRECISION[course.precision],
         max_epochs=course.epochs,
         accumulate_grad_batches=course.accumulate,

@@ -17,6 +17,14 @@ def process_rank() -> int:
     return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
 
 
+def started_by_torchrun() -> tuple[int, int] | None:
+    """Processes of a node, and nodes, as torchrun started them; None where it did not."""
+    here, everywhere = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if not (here.isdigit() and everywhere.isdigit() and int(here)):
+        return None
+    return int(here), max(1, int(everywhere) // int(here))
+
+
 def world_size() -> int:
     """Processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,264 @@
+"""What training is claimed to do, each figure by the program's own commands on simulated data.
+
+    python benchmarks/training.py FOLDER ddp        2 processes against 1 with twice the batch, loss by loss
+    python benchmarks/training.py FOLDER resume     killed with SIGKILL within an epoch and at its end, then resumed
+    python benchmarks/training.py FOLDER step       time and memory of a training step of the full-size model
+    python benchmarks/training.py FOLDER probe      linear probes on a pretrained and an untrained backbone, paired
+    python benchmarks/training.py FOLDER tasks      prompt tuning beside the oracle and FC + ridge
+    python benchmarks/training.py FOLDER permuted   the same with permuted labels
+
+FOLDER keeps datasets, stores and models between calls. Without names after FOLDER, the first three run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+PYTHON = [sys.executable, "-m", "neurostorm_bids"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+N_STEPS = 50
+
+
+# --- what is trained, and on what -------------------------------------------------------------------------------
+
+
+def tiny_model(folder: Path) -> Path:
+    """An untrained model of 16 mm voxels, so small that a step takes milliseconds."""
+    import torch
+
+    from neurostorm_bids.model import Encoder, EncoderConfig, InputSpec
+    from neurostorm_bids.model.description import INPUT_FIELDS, ModelDescription
+    from neurostorm_bids.model.folder import weights_of, write_model_folder
+    from neurostorm_bids.space.grid import Grid
+
+    if folder.exists():
+        return folder
+    affine = [[-16, 0, 0, 89], [0, 16, 0, -107], [0, 0, 16, -71], [0, 0, 0, 1]]
+    config = EncoderConfig(img_size=(12, 12, 12, 20), embed_dim=16, patch_size=(3, 3, 3, 1), depths=(2, 1))
+    spec = InputSpec(
+        grid=Grid.of((12, 12, 12), affine, "MNI152NLin6Asym"), provenance=dict.fromkeys(INPUT_FIELDS, "stated")
+    )
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    description = ModelDescription(name="tiny", config=config, input=spec, trained=False, summary="For benchmarks.")
+    write_model_folder(folder, description, weights_of(encoder, {}))
+    return folder
+
+
+def dataset(folder: Path, **plan: object) -> Path:
+    """A simulated dataset, made once."""
+    from neurostorm_bids import simulate
+
+    if not (folder / "dataset_description.json").exists():
+        simulate.write_dataset(folder, **plan)
+    return folder
+
+
+def call(where: Path, output: str, bids: Path, *words: object, launcher: Sequence[str] = PYTHON) -> list[str]:
+    """A command of the program."""
+    command = [*launcher, *(["neurostorm_bids"] if launcher is TORCHRUN else []), bids, where / output, "group"]
+    return [str(word) for word in [*command, "--work-dir", where / "work", "--nprocs", 1, "--device", "cpu", *words]]
+
+
+def run(command: list[str]) -> None:
+    """Run it; its output is shown where it fails."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def losses(output: Path, name: str) -> np.ndarray:
+    """The loss of every step."""
+    with next((output / "logs" / "training" / name).glob("*/metrics.csv")).open() as stream:
+        return np.array([float(row["loss"]) for row in csv.DictReader(stream) if row["loss"]])
+
+
+def weights_hash(output: Path, name: str) -> str:
+    """Hash of the trained weights."""
+    return json.loads((output / "models" / name / "model.json").read_text())["weights"]["sha256"]
+
+
+# --- (d) processes ----------------------------------------------------------------------------------------------
+
+
+def ddp(where: Path) -> None:
+    """Largest relative difference of the losses of 50 steps, by kind of training."""
+    data, model = dataset(where / "few", n_subjects=12, runs=2, n_volumes=60, seed=1), tiny_model(where / "tiny")
+    for name, words in KINDS.items():
+        curves = []
+        for launcher, batch in ((PYTHON, 4), (TORCHRUN, 2)):
+            output = f"ddp-{name}-{batch}"
+            words_of_run = [
+                *words,
+                "--batch-size",
+                batch,
+                "--model",
+                model,
+                "--name",
+                "made",
+                "--validation-share",
+                0.2,
+            ]
+            if not (where / output / "out" / "models" / "made").exists():
+                run(call(where / output, "out", data, *words_of_run, launcher=launcher))
+            curves.append(losses(where / output / "out", "made")[:N_STEPS])
+        one, two = curves
+        difference = np.abs(one - two) / np.abs(one)
+        print(f"(d) {name}: {len(one)} steps, largest relative difference {difference.max():.1e} (at most 1e-5)")
+
+
+KINDS: dict[str, list[object]] = {
+    "mae": ["--group-workflow", "pretrain", "--epochs", 3, "--strd"],
+    "contrastive": ["--group-workflow", "pretrain", "--objective", "contrastive", "--epochs", 17],
+    "prompt": ["--group-workflow", "finetune", "--target", "diagnosis", "--folds", 3, "--epochs", 9, "--patience", 99],
+    "retrieval": [
+        "--group-workflow",
+        "finetune",
+        "--preset",
+        "retrieval",
+        "--folds",
+        3,
+        "--epochs",
+        30,
+        "--patience",
+        99,
+    ],
+}
+
+
+# --- (e) interruption -------------------------------------------------------------------------------------------
+
+
+def resume(where: Path) -> None:
+    """Kill a training at several places; resumed, it must end with the weights of the undisturbed one."""
+    data, model = dataset(where / "few", n_subjects=12, runs=2, n_volumes=60, seed=1), tiny_model(where / "tiny")
+    for name in ("mae", "prompt"):
+        words = [*KINDS[name], "--batch-size", 4, "--model", model, "--name", "made", "--checkpoint-every", 4]
+        whole = where / f"whole-{name}"
+        if not (whole / "out" / "models" / "made").exists():
+            run(call(whole, "out", data, *words))
+        wanted = weights_hash(whole / "out", "made")
+        per_epoch = len(losses(whole / "out", "made")) // int(words[words.index("--epochs") + 1])
+        for place, step in (("inside an epoch", per_epoch + per_epoch // 2), ("at an epoch's end", 2 * per_epoch)):
+            killed = where / f"killed-{name}-{step}-{time.time_ns()}"
+            command = call(killed, "out", data, *words)
+            kill_after(command, step)
+            run([*command, "--resume"])
+            same = weights_hash(killed / "out", "made") == wanted
+            print(f"(e) {name}, killed {place} (step {step}): weights {'bit-identical' if same else 'DIFFER'}")
+
+
+def kill_after(command: list[str], step: int) -> None:
+    """Start a training and have it kill itself, with SIGKILL, after a number of steps."""
+    code = (
+        "import os, signal, sys\n"
+        "from lightning.pytorch.callbacks import Callback\n"
+        "from neurostorm_bids.training import course\n"
+        "class Kill(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        f"        if trainer.global_step == {step}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "reports = course._reports\n"
+        "course._reports = lambda *args: [*reports(*args), Kill()]\n"
+        "from neurostorm_bids.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command[3:]], env=environment(), capture_output=True, check=False
+    )
+    if done.returncode != -signal.SIGKILL:
+        raise SystemExit(f"the training was to be killed and ended with {done.returncode}: {done.stderr[-2000:]!r}")
+
+
+# --- (f) the full-size model ------------------------------------------------------------------------------------
+
+
+def step(where: Path) -> None:
+    """Time of a step at batch 1 and 4, and the peak of the process, each in a process of its own."""
+    for method in ("prompt", "mae"):
+        seconds = {}
+        for batch in (1, 4):
+            done = subprocess.run(
+                [sys.executable, __file__, str(where), f"one-step-{method}-{batch}"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            best, median, peak_mb = (float(word) for word in done.stdout.split())
+            seconds[batch] = best
+            print(f"(f) {method}, batch {batch}: best {best:.2f} s, median {median:.2f} s, peak {peak_mb:.0f} MB")
+        print(f"(f) {method}: batch 4 takes {seconds[4] / seconds[1]:.2f} times batch 1 (at most 4)")
+
+
+def one_step(method: str, batch: int) -> None:
+    """Forward, backward and optimiser of the published configuration, on two threads."""
+    import resource
+
+    import torch
+
+    from neurostorm_bids.model.config import EncoderConfig, Target
+    from neurostorm_bids.model.encoder import Encoder
+    from neurostorm_bids.model.heads import head_for
+    from neurostorm_bids.model.masks import Masking
+    from neurostorm_bids.training.modules import Finetuning, MaskedPretraining
+    from neurostorm_bids.training.schedule import Course, optimiser
+
+    torch.set_num_threads(2)
+    config, course = (
+        EncoderConfig(prompt_len=50 if method == "prompt" else 0),
+        Course(epochs=1, batch_size=batch, learning_rate=1e-4),
+    )
+    if method == "mae":
+        module = MaskedPretraining(replace(config), course, Masking())
+    else:
+        target = Target("age", "regression", mean=0.0, std=1.0)
+        module = Finetuning(Encoder(config), head_for(target, 288), target, course, method=method)
+    adamw, _ = optimiser(module.train(), course, 10)
+    data = {
+        "clips": torch.randn(batch, 1, 96, 96, 96, 20),
+        "keys": [(0, 0, number) for number in range(batch)],
+        "labels": torch.randn(batch),
+        "datasets": [""] * batch,
+    }
+    seconds = []
+    for _ in range(4):
+        started = time.monotonic()
+        adamw.zero_grad()
+        module.loss_of(data)[0].backward()
+        adamw.step()
+        seconds.append(time.monotonic() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(min(seconds), float(np.median(seconds)), peak)
+
+
+PARTS: dict[str, Callable[[Path], None]] = {"ddp": ddp, "resume": resume, "step": step}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the parts that were named."""
+    where = Path(words[0]).absolute()
+    for name in words[1:] or list(PARTS):
+        if name.startswith("one-step-"):
+            method, batch = name.split("-")[2:]
+            one_step(method, int(batch))
+        else:
+            PARTS[name](where)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
