@@ -16,7 +16,7 @@ from neurostorm_bids.resume import fingerprint, input_files
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.training.clip_store import ClipStore, NormalisedRun, store_key
 from neurostorm_bids.training.data import RunRecord
-from neurostorm_bids.training.processes import process_rank
+from neurostorm_bids.training.processes import process_rank, started_by_torchrun
 
 DECISIVE = ("normalization", "interpolation", "intensity", "denoise", "min_coverage", "anti_alias", "dummy_scans")
 EVERY_S = 10.0  # between lines of progress
@@ -83,7 +83,8 @@ def store_runs(runs: Sequence[BoldRun], dataset: str, spec: InputSpec, settings:
 
 def _shared_out(n: int, settings: Settings) -> Iterator[int]:
     """Numbers of runs; processes that begin together begin in different places, so that they share the work."""
-    world = (settings.devices or 1) * settings.num_nodes
+    devices, nodes = started_by_torchrun() or (settings.devices or 1, settings.num_nodes)
+    world = devices * nodes
     start = process_rank() * n // world if world > 1 else 0
     told = time.monotonic()
     for done in range(n):
