@@ -121,6 +121,7 @@ def ddp(where: Path) -> None:
 
 
 TUNE = ["--group-workflow", "finetune", "--folds", 3, "--patience", 99]
+CONTRAST = ["--group-workflow", "pretrain", "--objective", "contrastive"]
 # contrast at a rate where training is stable: at 1e-3 a difference in the last bit grows tenfold every few steps
 KINDS: dict[str, list[object]] = {
     "mae": ["--group-workflow", "pretrain", "--epochs", 4, "--strd"],

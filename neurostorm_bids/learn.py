@@ -150,6 +150,8 @@ def _pretraining(base: _Base, settings: Settings) -> Pretraining:
     atlas = patch_regions(settings.atlas, base.spec.grid, base.config.patch_size) if settings.atlas else None
     if settings.dataset_sampling == "loss" and settings.objective != "mae":
         raise UsageError("--dataset-sampling loss needs --objective mae", remedy="Leave out one of the two")
+    if not 0 < settings.mask_ratio < 1:
+        raise UsageError(f"--mask-ratio {settings.mask_ratio}", expected="a share between 0 and 1")
     return Pretraining(
         config=base.config,
         objective=settings.objective,

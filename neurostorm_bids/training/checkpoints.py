@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -102,7 +103,7 @@ def resume_point(folder: Path, identity: str) -> Path | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
         found = next(state for name, state in content["callbacks"].items() if name.startswith(ResumePoints.__name__))
-    except (OSError, RuntimeError, EOFError, KeyError, StopIteration) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, UnpicklingError, StopIteration) as error:
         raise ResumeImpossible(
             f"cannot be read ({error})", file=path, remedy="Leave out --resume to train from the start"
         ) from error

@@ -247,9 +247,7 @@ class ClipDataset(Dataset):
         epoch, index = place
         views = self.samples.views(epoch, index)
         return {
-            "clips": np.stack(
-                [view.run.stored.clip(view.first, self.clip_frames) for view in views]
-            ),  # (views, 1, X, Y, Z, T)
+            "clips": np.stack([self._read(view) for view in views]),  # (views, 1, X, Y, Z, T)
             "keys": [view.key for view in views],
             "label": self.samples.label(index),
             "index": index,

@@ -12,7 +12,7 @@ from torch import Tensor
 from neurostorm_bids.errors import TrainingError
 from neurostorm_bids.model.config import EncoderConfig
 from neurostorm_bids.model.draws import keyed_generator
-from neurostorm_bids.model.encoder import Backbone, Encoder
+from neurostorm_bids.model.encoder import Backbone, Encoder, stage_grids
 from neurostorm_bids.model.masks import Masking
 from neurostorm_bids.model.strd import RedundancyDropout
 from neurostorm_bids.training.course import Outcome, Place, train
@@ -73,6 +73,8 @@ def pretrain(
     TrainingError
         And its kinds, see `course.train`.
     """
+    if plan.objective == "mae":
+        _require_masks(plan)
     module = _module(plan, course)
     people = set(held_out)
     trained = [run for run in runs if run.person not in people]
@@ -87,6 +89,15 @@ def pretrain(
     encoder = Encoder(plan.config)
     encoder.load_state_dict({name: weight.detach().cpu() for name, weight in module.encoder_state.items()})
     return encoder.eval(), outcome
+
+
+def _require_masks(plan: Pretraining) -> None:
+    """Refuse a mask that hides nothing on this model's grid, before anything is read."""
+    grid = (*stage_grids(plan.config)[0], plan.config.img_size[3] // plan.config.patch_size[3])
+    try:
+        plan.masking.draw(1, grid, plan.config.window_size, plan.atlas, [(0,)])
+    except ValueError as error:
+        raise TrainingError(str(error), remedy="Choose another --mask-ratio, or another mask") from error
 
 
 def _order(plan: Pretraining, samples: Samples, module: Learner, seed: int) -> Callable[[int], np.ndarray] | None:
