@@ -91,5 +91,12 @@ def require_usable(version: str, *, has_compiler: bool) -> None:
 COMPILERS = (os.environ.get("CC") or "gcc", "clang")
 require_usable(triton.__version__, has_compiler=interpreted() or any(map(shutil.which, COMPILERS)))
 FUSED = Fused(Launch())
-DEVICES = ("cuda", "cpu") if interpreted() else ("cuda",)
-BACKEND = Backend("triton", FUSED.scan, FUSED.block, FUSED.encode, FUSED.mixer, DEVICES)
+BACKEND = Backend(
+    "triton",
+    FUSED.scan,
+    FUSED.block,
+    FUSED.encode,
+    FUSED.mixer,
+    devices=("cuda", "cpu") if interpreted() else ("cuda",),
+    detail=f"Triton {triton.__version__}{', interpreted' if interpreted() else ''}",
+)
