@@ -1,0 +1,157 @@
+"""Pretraining and fine-tuning by the command line, from a simulated dataset to packs that predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neurostorm_bids.cli import main, parse_settings
+from neurostorm_bids.model import Encoder, EncoderConfig, InputSpec, load_model
+from neurostorm_bids.model.description import INPUT_FIELDS, ModelDescription
+from neurostorm_bids.model.folder import weights_of, write_model_folder
+from neurostorm_bids.settings import to_toml
+from neurostorm_bids.simulate import write_dataset
+from neurostorm_bids.space.grid import Grid
+
+AFFINE = [[-16, 0, 0, 89], [0, 16, 0, -107], [0, 0, 16, -71], [0, 0, 0, 1]]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+class Place:
+    """A dataset, a backbone and an output folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.bids, self.out = root, root / "fmriprep", root / "out"
+
+    def arguments(self, workflow: str, *words: str) -> list[str]:
+        start = [str(self.bids), str(self.out), "group", "--group-workflow", workflow, "-w", str(self.root / "work")]
+        return [*start, "--nprocs", "1", "--quiet", "--device", "cpu", *words]
+
+    def call(self, workflow: str, *words: str) -> int:
+        return main(self.arguments(workflow, *words))
+
+    def training(self, name: str) -> dict:
+        return json.loads((self.out / "models" / name / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    root = tmp_path_factory.mktemp("group")
+    write_dataset(root / "fmriprep", n_subjects=8, runs=2, tasks=("rest", "blocks"), n_volumes=60, seed=3)
+    config = EncoderConfig(img_size=(12, 12, 12, 20), embed_dim=8, patch_size=(4, 4, 4, 1), depths=(1, 1))
+    grid = Grid.of((12, 12, 12), AFFINE, "MNI152NLin6Asym")
+    spec = InputSpec(grid=grid, provenance=dict.fromkeys(INPUT_FIELDS, "stated"))
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    description = ModelDescription(name="tiny", config=config, input=spec, trained=False)
+    write_model_folder(root / "tiny", description, weights_of(encoder, {}))
+    made = Place(root)
+    words = ("--model", str(root / "tiny"), "--epochs", "1", "--name", "base", "-t", "rest")
+    assert made.call("pretrain", *words) == 0
+    return made
+
+
+def tune(place: Place, *words: str) -> int:
+    return place.call("finetune", "--model", str(place.out / "models" / "base"), *words)
+
+
+def test_pretraining_writes_a_trained_model_with_its_subjects(place):
+    model = load_model(place.out / "models" / "base")
+    assert model.trained and not model.targets and model.name == "base"
+    record = place.training("base")
+    assert (record["n_participants"], record["n_runs"]) == (8, 16)
+    assert len({run["content"] for run in record["runs"]}) == 16
+    assert record["outcome"]["validation_loss"] > 0 and len(record["validation_participants"]) == 1
+    assert not list((place.root / "work" / "training").glob("base/*"))  # nothing is left to resume
+
+
+def test_packs_of_several_targets_predict_over_one_backbone(place):
+    assert tune(place, "--target", "age", "sex", "--method", "linear", "--folds", "2", "-t", "rest") == 0
+    assert tune(place, "--preset", "diagnosis", "--folds", "2", "--epochs", "1", "--prompt-length", "2",
+                "--batch-size", "4", "-t", "rest") == 0  # fmt: skip
+    packs = [place.out / "models" / f"base-{name}" for name in ("age", "sex", "diagnosis")]
+    model = load_model(place.out / "models" / "base", packs=packs)
+    found = model.embed_and_predict(torch.zeros(1, 1, 12, 12, 12, 20))[1]
+    assert set(found) == {"age", "sex", "diagnosis"} and found["age"].unit == "year"
+    scaler = next(target for target in model.targets if target.name == "age")
+    truth = {row["participant_id"]: row["age"] for row in table(place.bids / "participants.tsv")}
+    split = place.training("base-age")["split"]
+    trained = [float(truth[f"sub-{label}"]) for label in split["train"]]
+    assert scaler.mean == pytest.approx(sum(trained) / len(trained))
+    assert sum(path.stat().st_size for path in packs[2].glob("*")) < 40_000
+
+
+def test_figures_are_those_of_the_test_participants(place):
+    assert (
+        tune(place, "--target", "cognition", "--method", "linear", "--fold", "all", "--folds", "4", "-t", "rest") == 0
+    )
+    folder = place.out / "evaluation" / "base-cognition"
+    rows = table(folder / "predictions.tsv")
+    assert len(rows) == len({row["participant_id"] for row in rows}) == 8
+    for row in rows:
+        tested = {line["participant_id"] for line in table(folder / "splits.tsv")
+                  if (line["fold"], line["split"]) == (row["fold"], "test")}  # fmt: skip
+        assert row["participant_id"] in tested
+    errors = [abs(float(row["truth"]) - float(row["predicted"])) for row in rows]
+    pooled = {row["figure"]: row["value"] for row in table(folder / "metrics.tsv") if row["fold"] == "all"}
+    assert float(pooled["mae"]) == pytest.approx(sum(errors) / 8)
+
+
+def test_retrieval_and_states_have_units_of_their_own(place):
+    assert tune(place, "--preset", "retrieval", "--method", "linear", "--folds", "2", "-t", "rest") == 0
+    found = {row["figure"]: float(row["value"]) for row in table(place.out / "evaluation/base-identity/metrics.tsv")}
+    assert found["gallery"] == 4 and 0.25 <= found["map"] <= 1
+    assert tune(place, "--preset", "state", "--method", "linear", "--folds", "2") == 0
+    rows = table(place.out / "evaluation" / "base-trial_type" / "predictions.tsv")
+    assert {row["n_clips"] for row in rows} == {"1"} and len(rows) > 8
+
+
+def test_a_test_participant_who_was_pretrained_on_is_told(place, capsys):
+    words = ("--target", "entity:run", "--method", "linear", "--folds", "2", "-t", "rest")
+    command = place.arguments("finetune", "--model", str(place.out / "models" / "base"), *words)
+    command.remove("--quiet")
+    assert main(command) == 0
+    assert "4 test participants were in the pretraining of base" in capsys.readouterr().err
+
+
+def test_a_model_is_not_overwritten_and_a_resumed_one_is_left(place, capsys):
+    words = ("--model", str(place.root / "tiny"), "--epochs", "1", "--name", "base", "-t", "rest")
+    assert place.call("pretrain", *words) == 73
+    assert "exists already" in capsys.readouterr().err
+    before = (place.out / "models" / "base" / "model.json").read_bytes()
+    assert place.call("pretrain", *words, "--resume") == 0
+    assert (place.out / "models" / "base" / "model.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "fine-tuning without a target"),
+        (("--preset", "phenotype"), 2, "--preset phenotype needs a --target"),
+        (("--target", "height"), 2, "has no column 'height'"),
+        (("--target", "age", "--fold", "9"), 2, "there is no fold 9"),
+        (("--target", "age", "--group-by", "clan"), 2, "--group-by clan: there is no such column"),
+        (("--target", "age", "--fd-threshold", "0.5"), 2, "--fd-threshold is not used in training"),
+        (("--target", "age", "--spatial-mask", "atlas"), 2, "belong together"),
+        (("--target", "age", "--folds", "40"), 2, "8 participants cannot be split into 40 folds"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(place, capsys, words, code, message):
+    assert tune(place, "-t", "rest", *words) == code
+    assert message in capsys.readouterr().err
+
+
+def test_training_settings_read_back_equal(place, tmp_path):
+    words = ("--target", "age", "sex", "--datasets", "more=/data/more", "--fold", "1", "2", "--strd",
+             "--accumulate", "4", "--learning-rate", "0.002", "--splits", "/data/splits.tsv", "--patience", "3", "--resume")  # fmt: skip
+    settings = parse_settings(place.arguments("finetune", *words))
+    saved = tmp_path / "saved.toml"
+    saved.write_text(to_toml(settings))
+    assert parse_settings([*place.arguments("finetune"), "--config-file", str(saved)]) == settings
