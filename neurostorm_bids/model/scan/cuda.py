@@ -42,8 +42,8 @@ def scan(
     if A.dtype != torch.float32 or A.shape[1] > MOST_STATES or not u.numel():
         return VECTORISED.scan(u, delta, A, B, C, D, z=z, delta_bias=delta_bias)
     dtype = u.dtype if u.dtype in HALVES and delta.dtype == u.dtype else torch.float32
-    rows = [None if tensor is None else tensor.to(dtype).transpose(1, 2) for tensor in (u, delta, B, C, z)]
-    u, delta, B, C, z = rows  # (w, d | s, l)
+    u, delta, B, C = (tensor.to(dtype).transpose(1, 2) for tensor in (u, delta, B, C))  # (w, d | s, l)
+    z = None if z is None else z.to(dtype).transpose(1, 2)  # (w, d, l)
     y = selective_scan_fn(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)  # (w, d, l)
     return y.transpose(1, 2).to(A.dtype)  # (w, l, d)
 

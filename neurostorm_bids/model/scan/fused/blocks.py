@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,15 +12,15 @@ import triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neurostorm_bids.model.mamba import Mamba
 from neurostorm_bids.model.scan.fused import block_kernels
 from neurostorm_bids.model.scan.fused.launch import Launch, dot_precision, power_of_two, start
 from neurostorm_bids.model.scan.fused.mixer import MixerWeights, mix
 from neurostorm_bids.model.scan.fused.recurrence import MOST_STATES
+from neurostorm_bids.model.windows import WindowLayout, sizes_of
 
 if TYPE_CHECKING:
-    from neurostorm_bids.model.encoder import Block, Encoder, PatchMerging, PositionEmbedding
-    from neurostorm_bids.model.mamba import Mamba
-    from neurostorm_bids.model.windows import WindowLayout
+    from neurostorm_bids.model.encoder import Block, Encoder, PatchMerging, PositionEmbedding, Stage
 
 T = TypeVar("T")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,7 +30,7 @@ NORM_ELEMENTS = 2048  # of a program that normalises rows
 
 def serves(module: nn.Module, x: Tensor) -> bool:
     """Whether the kernels know a module's sizes and number types."""
-    layers = [part for part in module.modules() if hasattr(part, "A_log")]
+    layers = [part for part in module.modules() if isinstance(part, Mamba)]
     known = all(layer.d_state <= MOST_STATES and layer.conv1d.weight.shape[-1] > 1 for layer in layers)
     return known and x.dtype in DTYPES and all(p.dtype == torch.float32 for p in module.parameters())
 
@@ -38,7 +38,7 @@ def serves(module: nn.Module, x: Tensor) -> bool:
 def mixer_parameters(mamba: Mamba) -> tuple[Tensor, ...]:
     """A layer's parameters in the order of `MixerWeights`."""
     conv, steps, A = mamba.conv1d, mamba.dt_proj, -torch.exp(mamba.A_log)
-    return conv.weight, conv.bias, mamba.x_proj.weight, steps.weight, steps.bias, A, mamba.D
+    return conv.weight, cast(Tensor, conv.bias), mamba.x_proj.weight, steps.weight, steps.bias, A, mamba.D
 
 
 def mixer_weights(mamba: Mamba, dtype: torch.dtype) -> MixerWeights:
@@ -82,11 +82,12 @@ class FusedBlocks:
         dtype = compute_dtype(clips)
         with torch.autocast(clips.device.type, enabled=False):
             tokens = self._embed(encoder, clips.contiguous(), dtype)  # (n, x, y, z, t, c)
-            for stage, embeddings in zip(encoder.layers, [*encoder.pos_embeds[1:], None], strict=True):
-                for block in stage.blocks:
+            embeddings = cast("list[PositionEmbedding]", list(encoder.pos_embeds))
+            for number, stage in enumerate(cast("list[Stage]", list(encoder.layers)), start=1):
+                for block in cast("list[Block]", list(stage.blocks)):
                     self._run_block(block, tokens, dtype)
-                if embeddings is not None:
-                    tokens = self._merge(stage.downsample, embeddings, tokens, dtype)
+                if stage.downsample is not None:
+                    tokens = self._merge(stage.downsample, embeddings[number], tokens, dtype)
         return tokens.movedim(-1, 1).contiguous()
 
     # the steps
@@ -94,7 +95,7 @@ class FusedBlocks:
     def _run_block(self, block: Block, tokens: Tensor, dtype: torch.dtype) -> None:
         """A block on tokens (n, x, y, z, t, c), in place."""
         weights = self._once(block, dtype, lambda: BlockWeights(block, dtype))
-        layout = block.layout(tuple(tokens.shape[1:5]))
+        layout = block.layout(sizes_of(tokens.shape[1:5]))
         windows = self._norm_windows(tokens, layout, weights)  # (w, k + l, c)
         mixed, _ = mix(self.launch, F.linear(windows, weights.in_proj), weights.mixer)  # (w, k + l, d)
         mixed = F.linear(mixed, weights.out_proj)  # (w, k + l, c)
@@ -180,7 +181,7 @@ class FusedBlocks:
             clips,
             weight,
             embed.fc.bias,
-            *self._embeddings(encoder.pos_embeds[0]),
+            *self._embeddings(cast("PositionEmbedding", encoder.pos_embeds[0])),
             tokens,
             n_tokens,
             CHANNELS=channels,

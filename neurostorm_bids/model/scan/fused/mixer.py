@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 import triton
@@ -170,16 +171,8 @@ def mix_backward(launch: Launch, grad_y: Tensor, xz: Tensor, rows: Tensor, weigh
     grads = scan_backward(launch, inputs, grad_y, grad_xz[..., d:])
     grad_u, grad_x_weight, grad_dt_weight = _through_projections(grads, u, low, weights)
     grad_conv_weight, grad_conv_bias = _convolve_backward(launch, grad_u, xz, grad_xz, weights)
-    return (
-        grad_xz,
-        grad_conv_weight,
-        grad_conv_bias,
-        grad_x_weight,
-        grad_dt_weight,
-        grads.delta_bias,
-        grads.A,
-        grads.D,
-    )
+    of_steps = (grad_dt_weight, cast(Tensor, grads.delta_bias))
+    return grad_xz, grad_conv_weight, grad_conv_bias, grad_x_weight, *of_steps, grads.A, grads.D
 
 
 def _through_projections(
