@@ -149,8 +149,8 @@ def test_what_cannot_be_trained_is_refused_by_name(place, capsys, words, code, m
 
 
 def test_training_settings_read_back_equal(place, tmp_path):
-    words = ("--target", "age", "sex", "--datasets", "more=/data/more", "--fold", "1", "2", "--strd",
-             "--accumulate", "4", "--learning-rate", "0.002", "--splits", "/data/splits.tsv", "--patience", "3", "--resume")  # fmt: skip
+    words = ("--target", "age", "sex", "--datasets", "more=/data/more", "--fold", "1", "2", "--strd", "--resume")
+    words += ("--accumulate", "4", "--learning-rate", "0.002", "--splits", "/data/splits.tsv", "--patience", "3")
     settings = parse_settings(place.arguments("finetune", *words))
     saved = tmp_path / "saved.toml"
     saved.write_text(to_toml(settings))
