@@ -6,6 +6,7 @@ int16 volumes of a 2 mm template are 36 MB. On the way, arrays pass through pinn
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from math import prod
 
@@ -171,4 +172,8 @@ def _span(frames: FrameWeights, windows: Windows) -> int:
 
 def _on_device(matrix: csr_matrix, device: torch.device) -> Tensor:
     rows, columns, values = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
-    return torch.sparse_csr_tensor(rows, columns, values.float(), matrix.shape, device=device, check_invariants=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            rows, columns, values.float(), matrix.shape, device=device, check_invariants=True
+        )
