@@ -6,10 +6,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from neurostorm_bids import __version__
@@ -200,8 +201,10 @@ def run_finetune(settings: Settings) -> int:
     selection = _selections(replace(settings, datasets=()))[settings.bids_dir.name]
     stored = store_runs(selection.runs, settings.bids_dir.name, base.spec, settings)
     _open_output(settings, [selection], [stored])
+    embeddings: dict[tuple[str, int], np.ndarray] = {}
     for target in targets:
-        _Finetuning.of(target, preset, base, selection, stored, settings).run()
+        job = _Finetuning.of(target, preset, base, selection, stored, settings)
+        replace(job, embeddings=embeddings).run()
     return _code([selection.rejected], [stored])
 
 
@@ -217,6 +220,7 @@ class _Finetuning:
     course: Course
     method: str
     name: str
+    embeddings: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # shared by targets and folds
 
     @classmethod
     def of(
@@ -279,6 +283,7 @@ class _Finetuning:
             prompt_length=self.settings.prompt_length,
             augment=None if self.settings.no_augmentation else Augmentation(),
             backend=self.settings.scan_backend,
+            embeddings=self.embeddings,
         )
         tuned = tune(plan, self.stored.records, self.labels, split, self.course, place)
         if tuned.outcome.is_first_process:

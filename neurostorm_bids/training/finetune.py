@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,9 @@ class Tuning:
     prompt_length : int
     augment : callable, optional
     backend : str
+    embeddings : dict
+        Embeddings of clips under the backbone by file and first frame, filled by linear probes; folds and targets over
+        one backbone share them.
     """
 
     method: Method
@@ -62,6 +65,7 @@ class Tuning:
     prompt_length: int = 50
     augment: Augment | None = None
     backend: str = "auto"
+    embeddings: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +110,14 @@ def tune(
     encoder = build_encoder(plan, course.seed)
     before = backbone_digest(encoder)
     if plan.method == "linear":
-        head, outcome = _probe(encoder, target, stretches, labels, split, course)
+        head, outcome = _probe(plan, encoder, target, stretches, labels, split, course)
     else:
         head, outcome = _train(plan, encoder, target, stretches, labels, split, course, place)
     if plan.method != "full" and backbone_digest(encoder) != before:
         raise BackboneChanged("the frozen backbone changed in training", remedy="Please report it; nothing was written")
     device = device_of(course)
-    test = outputs_on_test(encoder.to(device).eval(), head.to(device).eval(), stretches, split.test, course)
+    encoder.to(device).eval(), head.to(device).eval()
+    test = outputs_on_test(plan, encoder, head, stretches, split.test, course)
     encoder.to("cpu"), head.to("cpu")
     prompts = sum(w.numel() for name, w in encoder.named_parameters() if plan.method == "full" or _is_prompt(name))
     n_head = sum(weight.numel() for weight in head.parameters())
@@ -249,36 +254,67 @@ def _training_samples(target: Target, stretches: _Stretches, split: Split, cours
 
 
 def _probe(
-    encoder: Encoder, target: Target, stretches: _Stretches, labels: Labels, split: Split, course: Course
+    plan: Tuning,
+    encoder: Encoder,
+    target: Target,
+    stretches: _Stretches,
+    labels: Labels,
+    split: Split,
+    course: Course,
 ) -> tuple[nn.Module, Outcome]:
     import time
 
     started = time.monotonic()
     weights = class_weights(labels, split.train) if target.kind == "classification" else None
-    train_data = _embedded(encoder, stretches, split.train, course)
+    train_data = _embedded(plan, encoder, stretches, split.train, course)
     _require(train_data.features, "training")
-    validation = _embedded(encoder, stretches, split.validation, course)
+    validation = _embedded(plan, encoder, stretches, split.validation, course)
     head, _, loss = fit_probe(target, train_data, validation if len(validation.labels) else None, weights)
     return head, Outcome(1, 1, 1, loss, time.monotonic() - started, True)
 
 
-def _embedded(encoder: Encoder, stretches: _Stretches, participants: Iterable[str], course: Course) -> Embedded:
-    found = stretches.of(participants, fixed=True)
-    encoder.to(device_of(course)).eval()
-    features = _outputs(lambda clips: pool(encoder(clips)), [stretch for stretch, _ in found], stretches, course)
-    return Embedded(features, np.array([stretch.label for stretch, _ in found]))
+def _embedded(
+    plan: Tuning, encoder: Encoder, stretches: _Stretches, participants: Iterable[str], course: Course
+) -> Embedded:
+    found = [stretch for stretch, _ in stretches.of(participants, fixed=True)]
+    features = _embeddings(plan, encoder.to(device_of(course)).eval(), found, stretches, course)
+    return Embedded(features, np.array([stretch.label for stretch in found]))
+
+
+def _embeddings(
+    plan: Tuning, encoder: Encoder, found: Sequence[Stretch], stretches: _Stretches, course: Course
+) -> np.ndarray:
+    """Embeddings of clips, each computed once for all folds and targets.  # (n, c)"""
+    places = [(str(stretch.run.stored.path), stretch.first) for stretch in found]
+    new = [number for number, place in enumerate(places) if place not in plan.embeddings]
+    rows = _outputs(lambda clips: pool(encoder(clips)), [found[number] for number in new], stretches, course)
+    plan.embeddings.update((places[number], row) for number, row in zip(new, rows, strict=True))
+    if not places:
+        return np.zeros((0, 0), np.float32)
+    return np.stack([plan.embeddings[place] for place in places])
 
 
 # --- the test ---------------------------------------------------------------------------------------------------
 
 
 def outputs_on_test(
-    encoder: Encoder, head: nn.Module, stretches: _Stretches, participants: Iterable[str], course: Course
+    plan: Tuning,
+    encoder: Encoder,
+    head: nn.Module,
+    stretches: _Stretches,
+    participants: Iterable[str],
+    course: Course,
 ) -> tuple[ClipOutput, ...]:
     """What the head makes of every clip of some participants."""
     found = stretches.of(participants, fixed=True)
     _require(found, "test")
-    rows = _outputs(lambda clips: head(pool(encoder(clips))), [stretch for stretch, _ in found], stretches, course)
+    only = [stretch for stretch, _ in found]
+    if plan.method == "linear":
+        features = torch.from_numpy(_embeddings(plan, encoder, only, stretches, course)).to(device_of(course))
+        with torch.no_grad():
+            rows = head(features).float().cpu().numpy()
+    else:
+        rows = _outputs(lambda clips: head(pool(encoder(clips))), only, stretches, course)
     return tuple(
         ClipOutput(label.participant, stretch.run.name, stretch.first, label.value, row)
         for (stretch, label), row in zip(found, rows, strict=True)
