@@ -299,6 +299,16 @@ def test_a_layer_in_half_precision(with_fused):
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
 
 
+def test_a_backward_under_autocast_computes_in_the_type_of_its_forward():
+    layer = perturbed(Mamba(8, d_state=4)).to(DEVICE)
+    xz = torch.randn(1, 5, 32, device=DEVICE)
+    expected = torch.autograd.grad(FUSED.mixer(layer, xz).sum(), layer.dt_proj.weight)[0]
+    y = FUSED.mixer(layer, xz).sum()
+    with torch.autocast(DEVICE, torch.float16):
+        found = torch.autograd.grad(y, layer.dt_proj.weight)[0]
+    assert torch.equal(found, expected)
+
+
 # --- inference of blocks and encoders -------------------------------------------------------------------------------
 
 TINY = EncoderConfig(

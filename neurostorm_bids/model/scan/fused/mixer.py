@@ -231,5 +231,6 @@ class Mixer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         xz, rows, *weights = ctx.saved_tensors
-        grads = mix_backward(ctx.launch, grad_y.contiguous(), xz, rows, MixerWeights(*weights))
+        with torch.autocast(xz.device.type, enabled=False):  # backward may be called where autocast is on
+            grads = mix_backward(ctx.launch, grad_y.contiguous(), xz, rows, MixerWeights(*weights))
         return None, *(grad.to(tensor.dtype) for grad, tensor in zip(grads, (xz, *weights), strict=True))
