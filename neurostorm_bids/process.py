@@ -36,6 +36,7 @@ from neurostorm_bids.outputs import (
     write_text,
 )
 from neurostorm_bids.prepare import PreparedRun, prepare_run
+from neurostorm_bids.resume import settings_hash
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.workflow import Outcome
 
@@ -282,6 +283,7 @@ def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord
         datasets=name_datasets([run.source]),
         grid=prepared.spec.grid,
         resume_key=key,
+        settings_hash=settings_hash(settings),
         input_pipeline=run.source.pipeline,
         input_version=run.source.version,
         input_denoising=_denoising(run, settings),

@@ -64,6 +64,13 @@ def input_files(run: BoldRun) -> tuple[Path, ...]:
     return tuple(sorted({path for path in files if path is not None and path.exists()}))
 
 
+def settings_hash(settings: Settings) -> str:
+    """Hash of the settings that decide what a run's results are: tables of one study should share it."""
+    values = asdict(settings)
+    content = json.dumps({name: values[name] for name in DECISIVE}, sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
 def run_key(run: BoldRun, model_hash: str, settings: Settings, version: str) -> str:
     """Resume key of one run under one model.  # 32 hexadecimal digits"""
     values = asdict(settings)

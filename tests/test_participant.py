@@ -111,6 +111,14 @@ def test_another_setting_or_input_is_computed_again(dataset, capfd):
     assert "3 runs done, 0 were there already" in capfd.readouterr().out
 
 
+def test_tables_made_with_other_settings_are_not_pooled_in_silence(dataset, capfd):
+    assert call(dataset, "--participant-label", "01") == 0
+    assert call(dataset, "--participant-label", "02", "--clip-stride", "10") == 0
+    capfd.readouterr()
+    assert main([str(dataset), str(dataset.parent / "out"), "group", "-w", str(dataset.parent / "work")]) == 0
+    assert "settings" in capfd.readouterr().err
+
+
 def test_a_damaged_result_is_computed_again(dataset, capfd):
     assert call(dataset) == 0
     table = dataset.parent / f"out/sub-02/func/sub-02_{RUN}-demo_embedding.tsv"
