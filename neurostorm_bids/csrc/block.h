@@ -139,10 +139,10 @@ INLINE int place_on_axis(const window_layout *w, int axis, int number, int i)
     return place >= 0 && place < w->grid[axis] ? place : -1;
 }
 
-/* The rows of the token tensor that form window `index`, -1 for padding */
-static void window_rows(const window_layout *w, int index, int64_t *rows)
+/* The first rows of the token tensor that form window `index`, -1 for padding; returns how many there are, at most `most` */
+static int first_rows(const window_layout *w, int index, int most, int64_t *rows)
 {
-    int number[4], rest = index % w->per_clip, clip = index / w->per_clip;
+    int number[4], rest = index % w->per_clip, clip = index / w->per_clip, count = 0;
     for (int axis = 3; axis >= 0; axis--)
         number[axis] = rest % w->count[axis], rest /= w->count[axis];
     for (int a = 0; a < w->window[0]; a++)
@@ -153,10 +153,15 @@ static void window_rows(const window_layout *w, int index, int64_t *rows)
                 int64_t line = (((int64_t)clip * w->grid[0] + x) * w->grid[1] + y) * w->grid[2] + z;
                 for (int d = 0; d < w->window[3]; d++) {
                     int t = place_on_axis(w, 3, number[3], d);
-                    *rows++ = (x < 0 || y < 0 || z < 0 || t < 0) ? -1 : line * w->grid[3] + t;
+                    if (count == most)
+                        return count;
+                    rows[count++] = (x < 0 || y < 0 || z < 0 || t < 0) ? -1 : line * w->grid[3] + t;
                 }
             }
+    return count;
 }
+
+static void window_rows(const window_layout *w, int index, int64_t *rows) { first_rows(w, index, w->length, rows); }
 
 /* --- steps on a chunk of rows ----------------------------------------------------------------------------------------- */
 
@@ -330,12 +335,20 @@ static size_t scratch_floats(const ns_block *b, int rows)
     return (size_t)(lay_out(b, rows, &ignored, origin) - origin);
 }
 
-/* The rows of the next chunk lie scattered: ask for them while this one is worked on */
-static void prefetch_rows(const ns_block *b, const float *tokens, const int64_t *rows, int count)
+/* The rows of the next chunk lie scattered: ask for them while this one is worked on. After the last chunk comes, most likely,
+ * the window that is next on the list. */
+static void prefetch_next(block_job *job, const int64_t *rows, int from)
 {
-    for (int i = 0; i < count && i < MOST_ROWS; i++)
+    const ns_block *b = job->block;
+    int64_t next_rows[MOST_ROWS];
+    int count = job->layout.length - from, next = atomic_load_explicit(&job->first.next, memory_order_relaxed);
+    if (count <= 0) {
+        count = next < job->whole ? first_rows(&job->layout, next, MOST_ROWS, next_rows) : 0;
+        rows = next_rows, from = 0;
+    }
+    for (int i = from; i < from + count && i < from + MOST_ROWS; i++)
         for (int at = 0; rows[i] >= 0 && at < b->dim; at += 16)
-            __builtin_prefetch(tokens + rows[i] * b->dim + at);
+            __builtin_prefetch(job->tokens + rows[i] * b->dim + at);
 }
 
 static void whole_window(block_job *job, int window, int64_t *rows, rows_scratch *s)
@@ -347,7 +360,7 @@ static void whole_window(block_job *job, int window, int64_t *rows, rows_scratch
     for (int from = 0; from < job->layout.length; from += job->chunk) {
         int count = job->layout.length - from < job->chunk ? job->layout.length - from : job->chunk;
         normalise_rows(b, job->tokens, rows + from, count, s->normed);
-        prefetch_rows(b, job->tokens, rows + from + count, job->layout.length - from - count);
+        prefetch_next(job, rows, from + count);
         prepare_scan(b, count, s);
         for (int g = 0; g < groups_of(b); g++)
             scan_chunk(b, g, count, s, s->state + (int64_t)g * b->states * W);
@@ -500,7 +513,7 @@ static int pack_x_proj(matrix *to, const ns_block_weights *w)
     size_t reduced = (size_t)w->rank * (size_t)w->inner, rest = (size_t)(2 * w->states) * (size_t)w->inner;
     memcpy(reordered, w->x_proj + reduced, sizeof(float) * rest);
     memcpy(reordered + rest, w->x_proj, sizeof(float) * reduced);
-    int done = matrix_pack(to, reordered, NULL, n, w->inner);
+    int done = matrix_pack(to, reordered, NULL, n, w->inner, 0);
     free(reordered);
     return done;
 }
@@ -535,12 +548,12 @@ static int block_pack(ns_block *b, const ns_block_weights *w)
     return b->conv_weight && b->conv_bias && b->first_state && b->first_tail &&
            norm_pack(&b->norm1, w->norm1_weight, w->norm1_bias, w->dim) &&
            norm_pack(&b->norm2, w->norm2_weight, w->norm2_bias, w->dim) &&
-           matrix_pack(&b->in_u, w->in_proj, NULL, w->inner, w->dim) &&
-           matrix_pack(&b->in_z, w->in_proj + (int64_t)w->inner * w->dim, NULL, w->inner, w->dim) &&
-           pack_x_proj(&b->x_proj, w) && matrix_pack(&b->dt_proj, w->dt_weight, w->dt_bias, w->inner, w->rank) &&
-           matrix_pack(&b->out_proj, w->out_proj, NULL, w->dim, w->inner) &&
-           matrix_pack(&b->fc1, w->fc1_weight, w->fc1_bias, w->hidden, w->dim) &&
-           matrix_pack(&b->fc2, w->fc2_weight, w->fc2_bias, w->dim, w->hidden) &&
+           matrix_pack(&b->in_u, w->in_proj, NULL, w->inner, w->dim, 0) &&
+           matrix_pack(&b->in_z, w->in_proj + (int64_t)w->inner * w->dim, NULL, w->inner, w->dim, 0) &&
+           pack_x_proj(&b->x_proj, w) && matrix_pack(&b->dt_proj, w->dt_weight, w->dt_bias, w->inner, w->rank, 0) &&
+           matrix_pack(&b->out_proj, w->out_proj, NULL, w->dim, w->inner, 0) &&
+           matrix_pack(&b->fc1, w->fc1_weight, w->fc1_bias, w->hidden, w->dim, 0) &&
+           matrix_pack(&b->fc2, w->fc2_weight, w->fc2_bias, w->dim, w->hidden, 0) &&
            scan_pack(&b->scan, w->a, w->skip, w->inner, w->states) && (w->prompt == 0 || pass_prompt(b, w));
 }
 

@@ -3,7 +3,7 @@
  * Every output is one chain of fused multiply-adds over k, whatever tile it falls in, so results do not depend on how rows are
  * split among threads or batches. A panel is up to three vectors wide (AVX-512: up to four and a half, in half vectors, because
  * the model's 36 and 72 columns are not multiples of 16). Panels are padded with zeros to whole vectors; a row of C must have
- * room for `matrix_width` floats.
+ * room for `matrix_width` floats. The four columns that 36 leaves over are paired: one half vector holds them for two k at once.
  */
 #ifndef NS_GEMM_H
 #define NS_GEMM_H
@@ -14,18 +14,16 @@
 
 #define UNIT (W == 16 ? 8 : W)    /* columns come in units of this many */
 #define PER_VECTOR (W / UNIT)
-#if W == 16
-typedef float vhalf __attribute__((vector_size(32), may_alias));
-typedef float vhalf_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
-INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-#else
+#if W != 16 /* no half vectors there, `half` is always 0 */
 typedef vf vhalf;
 typedef vf_unaligned vhalf_unaligned;
 INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return v_fma(a, b, c); }
+INLINE vhalf h_low(vf x) { return x; }
 #endif
 
 typedef struct {
     int k, n, units;
+    int paired; /* 33 to 36 columns: two vectors, and a half vector for two k of the other four */
     float *panels, *bias; /* bias has matrix_width floats, or is NULL */
 } matrix;
 
@@ -50,16 +48,20 @@ static float *aligned_floats(size_t count)
     return p;
 }
 
-/* weight is (n, k) row-major; false when memory runs out */
-static int matrix_pack(matrix *w, const float *weight, const float *bias, int n, int k)
+#define PAIR_STRIDE (5 * W) /* of two k: vectors of the first, of the second, and of both for the last columns */
+
+static void pack_pairs(float *out, const float *weight, int n, int k)
 {
-    *w = (matrix){.k = k, .n = n, .units = padded(n, UNIT) / UNIT};
-    w->panels = aligned_floats((size_t)padded(w->units, PER_VECTOR) * UNIT * (size_t)k + (size_t)W * (size_t)k);
-    w->bias = bias ? aligned_floats((size_t)padded(n, W)) : NULL;
-    if (!w->panels || (bias && !w->bias))
-        return 0;
-    if (bias)
-        memcpy(w->bias, bias, sizeof(float) * (size_t)n);
+    for (int i = 0; i < k; i += 2, out += PAIR_STRIDE)
+        for (int odd = 0; odd < 2; odd++)
+            for (int column = 0; column < n; column++) {
+                int tail = column - 2 * W;
+                out[tail < 0 ? 2 * W * odd + column : 4 * W + 2 * tail + odd] = weight[(size_t)column * (size_t)k + (size_t)(i + odd)];
+            }
+}
+
+static void pack_panels(const matrix *w, const float *weight, int n, int k)
+{
     float *out = w->panels;
     for (int unit = 0, units; unit < w->units; unit += units) {
         units = panel_units(w->units - unit);
@@ -68,6 +70,20 @@ static int matrix_pack(matrix *w, const float *weight, const float *bias, int n,
             for (int column = first; column < last; column++)
                 out[column - first] = weight[(size_t)column * (size_t)k + (size_t)i];
     }
+}
+
+/* weight is (n, k) row-major, bias may be NULL; false when memory runs out. `gathered`: for gemm_gather, which pairs no columns */
+static int matrix_pack(matrix *w, const float *weight, const float *bias, int n, int k, int gathered)
+{
+    *w = (matrix){.k = k, .n = n, .units = padded(n, UNIT) / UNIT};
+    w->paired = W == 16 && n > 32 && n <= 36 && k % 2 == 0 && !gathered;
+    w->panels = aligned_floats((size_t)padded(w->units, PER_VECTOR) * UNIT * (size_t)k + (size_t)W * (size_t)k);
+    w->bias = bias ? aligned_floats((size_t)padded(n, W)) : NULL;
+    if (!w->panels || (bias && !w->bias))
+        return 0;
+    if (bias)
+        memcpy(w->bias, bias, sizeof(float) * (size_t)n);
+    w->paired ? pack_pairs(w->panels, weight, n, k) : pack_panels(w, weight, n, k);
     return 1;
 }
 
@@ -107,12 +123,12 @@ INLINE void tile(const int rows, const int vectors, const int half, const int ga
             half_b = *(const vhalf *)(panel + W * vectors);
         UNROLL(8)
         for (int i = 0; i < rows; i++) {
-            float a = x->a[i * x->stride + (gather ? x->offset[p] : p)];
+            vf a = v_set(x->a[i * x->stride + (gather ? x->offset[p] : p)]);
             UNROLL(4)
             for (int j = 0; j < vectors; j++)
-                sum[i][j] = v_fma(v_set(a), b[j], sum[i][j]);
+                sum[i][j] = v_fma(a, b[j], sum[i][j]);
             if (half)
-                half_sum[i] = h_fma(a - (vhalf){}, half_b, half_sum[i]);
+                half_sum[i] = h_fma(h_low(a), half_b, half_sum[i]);
         }
     }
     UNROLL(8)
@@ -141,6 +157,50 @@ INLINE void panel_rows(const int most, const int vectors, const int half, const 
     ROWS(1)
 #undef ROWS
 }
+
+#if W == 16
+INLINE void pair_tile(const int rows, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
+{
+    vf sum[8][2];
+    vhalf tail[8];
+    const float *panel = w->panels, *bias = w->bias;
+    UNROLL(8)
+    for (int i = 0; i < rows; i++) {
+        sum[i][0] = bias ? v_load(bias) : v_zero(), sum[i][1] = bias ? v_load(bias + W) : v_zero();
+        tail[i] = (vhalf){};
+    }
+    for (int p = 0; p < w->k; p += 2, panel += PAIR_STRIDE) {
+        UNROLL(2)
+        for (int odd = 0; odd < 2; odd++) {
+            vf b0 = *(const vf *)(panel + 2 * W * odd), b1 = *(const vf *)(panel + 2 * W * odd + W);
+            UNROLL(8)
+            for (int i = 0; i < rows; i++) {
+                vf x = v_set(a[i * lda + p + odd]);
+                sum[i][0] = v_fma(x, b0, sum[i][0]);
+                sum[i][1] = v_fma(x, b1, sum[i][1]);
+            }
+        }
+        vhalf b2 = *(const vhalf *)(panel + 4 * W);
+        UNROLL(8)
+        for (int i = 0; i < rows; i++)
+            tail[i] = h_fma(h_pair(a + i * lda + p), b2, tail[i]);
+    }
+    UNROLL(8)
+    for (int i = 0; i < rows; i++) {
+        v_store(c + i * ldc, sum[i][0]), v_store(c + i * ldc + W, sum[i][1]);
+        h_store_pair_sums(c + i * ldc + 2 * W, tail[i], bias ? bias + 2 * W : NULL);
+    }
+}
+
+static void gemm_pairs(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
+{
+    int done = 0;
+    for (; done + 8 <= m; done += 8)
+        pair_tile(8, a + done * lda, lda, w, c + done * ldc, ldc);
+    for (; done < m; done++)
+        pair_tile(1, a + done * lda, lda, w, c + done * ldc, ldc);
+}
+#endif
 
 INLINE void gemm_any(const int gather, int m, operand x, const matrix *w, float *c, int64_t ldc)
 {
@@ -177,6 +237,12 @@ INLINE void gemm_any(const int gather, int m, operand x, const matrix *w, float 
 
 static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
 {
+#if W == 16
+    if (w->paired) {
+        gemm_pairs(m, a, lda, w, c, ldc);
+        return;
+    }
+#endif
     gemm_any(0, m, (operand){.a = a, .stride = lda}, w, c, ldc);
 }
 

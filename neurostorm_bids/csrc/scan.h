@@ -26,7 +26,7 @@ typedef struct {
     int rows;
     const float *u, *delta, *b, *c;
     int64_t channel_stride, bc_stride; /* of u and delta, of b and c */
-    float *y;                          /* may be u */
+    float *y;
     int64_t y_stride;
 } scan_rows;
 
@@ -56,8 +56,8 @@ static void scan_free(scan_weights *s)
     free(s->skip);
 }
 
-/* Double precision and libm, one channel at a time: the meaning that the fast path must keep. Writes only what `only`, a mask
- * of non-finite results of the fast path, asks for (NULL: everything), so that finite results never depend on their company. */
+/* Double precision and libm, one channel at a time: the meaning that the fast path must keep. After the fast path it replaces only
+ * what is not finite, so that no finite result depends on its company. */
 static void scan_exactly(const scan_weights *s, int group, const scan_rows *x, const float *before, float *state,
                          int keep_finite)
 {
@@ -83,64 +83,80 @@ static void scan_exactly(const scan_weights *s, int group, const scan_rows *x, c
     }
 }
 
-INLINE vf scan_row(const int states, const float *restrict decay, int64_t stride, vf delta, vf drive, vf *h,
-                   const float *restrict b, const float *restrict c)
-{
-    vf even = v_zero(), odd = v_zero();
-    UNROLL(16)
-    for (int n = 0; n < states; n++) {
-        vf kept = v_exp2_product(delta, *(const vf *)(decay + n * stride));
-        h[n] = v_fma(kept, h[n], drive * v_set(b[n]));
-        if (n % 2)
-            odd = v_fma(h[n], v_set(c[n]), odd);
-        else
-            even = v_fma(h[n], v_set(c[n]), even);
+/* The rows of one group for a vector type of `lanes` floats; states are `stride_h` floats apart. Delta is bounded because beyond
+ * 1e16 every decay is 0 either way, and an infinite product would become NaN. */
+#define DEFINE_SCAN(NAME, VECTOR, UNALIGNED, FMA, EXP2_PRODUCT, MIN, MAX)                                                        \
+    INLINE void NAME(const int states, const float *decay, int64_t stride, const float *skip, const scan_rows *x, VECTOR *h)    \
+    {                                                                                                                           \
+        for (int t = 0; t < x->rows; t++) {                                                                                     \
+            const float *b = x->b + t * x->bc_stride, *c = x->c + t * x->bc_stride;                                             \
+            VECTOR delta = *(const UNALIGNED *)(x->delta + t * x->channel_stride);                                              \
+            VECTOR u = *(const UNALIGNED *)(x->u + t * x->channel_stride), drive = delta * u;                                   \
+            VECTOR bounded = MIN(1e16f - (VECTOR){}, MAX(-1e16f - (VECTOR){}, delta)), even = {}, odd = {};                     \
+            UNROLL(16)                                                                                                          \
+            for (int n = 0; n < states; n++) {                                                                                  \
+                h[n] = FMA(EXP2_PRODUCT(bounded, *(const VECTOR *)(decay + n * stride)), h[n], drive * b[n]);                    \
+                if (n % 2)                                                                                                      \
+                    odd = FMA(h[n], c[n] - (VECTOR){}, odd);                                                                    \
+                else                                                                                                            \
+                    even = FMA(h[n], c[n] - (VECTOR){}, even);                                                                  \
+            }                                                                                                                   \
+            *(UNALIGNED *)(x->y + t * x->y_stride) = FMA(u, *(const VECTOR *)skip, even + odd);                                 \
+        }                                                                                                                       \
     }
-    return even + odd;
-}
 
-INLINE void scan_all_rows(const int states, const float *decay, int64_t stride, vf skip, const scan_rows *x, vf *h)
-{
-    for (int t = 0; t < x->rows; t++) {
-        vf delta = v_load(x->delta + t * x->channel_stride), u = v_load(x->u + t * x->channel_stride);
-        /* beyond 1e16 every decay is 0 either way, and an infinite product would become NaN */
-        vf bounded = v_min_keep_nan(v_set(1e16f), v_max_keep_nan(v_set(-1e16f), delta));
-        vf y = scan_row(states, decay, stride, bounded, delta * u, h, x->b + t * x->bc_stride, x->c + t * x->bc_stride);
-        v_store(x->y + t * x->y_stride, v_fma(u, skip, y));
-    }
-}
+DEFINE_SCAN(scan_vector, vf, vf_unaligned, v_fma, v_exp2_product, v_min_keep_nan, v_max_keep_nan)
 
 /* The model's 16 states stay in registers; any other number in memory. */
-static void scan_16_states(const float *decay, int64_t stride, vf skip, const scan_rows *x, vf *state)
+static void scan_16_states(const float *decay, int64_t stride, const float *skip, const scan_rows *x, float *state)
 {
     vf h[16];
     memcpy(h, state, sizeof h);
-    scan_all_rows(16, decay, stride, skip, x, h);
+    scan_vector(16, decay, stride, skip, x, h);
     memcpy(state, h, sizeof h);
 }
 
-static void scan_any_states(const scan_weights *s, const float *decay, vf skip, const scan_rows *x, vf *state)
+#if W == 16
+DEFINE_SCAN(scan_half_vector, vhalf, vhalf_unaligned, h_fma, h_exp2_product, h_min_keep_nan, h_max_keep_nan)
+
+/* The same for a last group of at most 8 channels, as 72 = 4 * 16 + 8 leave it, at half the cost */
+static void scan_16_states_half(const float *decay, int64_t stride, const float *skip, const scan_rows *x, float *state)
 {
-    scan_all_rows(s->states, decay, s->stride, skip, x, state);
+    vhalf h[16];
+    for (int n = 0; n < 16; n++)
+        h[n] = *(const vhalf *)(state + n * W);
+    scan_half_vector(16, decay, stride, skip, x, h);
+    for (int n = 0; n < 16; n++)
+        *(vhalf *)(state + n * W) = h[n];
+}
+#endif
+
+static void scan_quickly(const scan_weights *s, int group, const scan_rows *x, float *state)
+{
+    const float *decay = s->decay + group * W, *skip = s->skip + group * W;
+    if (s->states != 16)
+        scan_vector(s->states, decay, s->stride, skip, x, (vf *)state);
+#if W == 16
+    else if (s->channels - group * W <= 8)
+        scan_16_states_half(decay, s->stride, skip, x, state);
+#endif
+    else
+        scan_16_states(decay, s->stride, skip, x, state);
 }
 
 /* state is (states, W), read and written */
 static void scan_group(const scan_weights *s, int group, const scan_rows *x, float *state)
 {
     float before[MOST_STATES * W] __attribute__((aligned(64)));
-    const float *decay = s->decay + group * W;
-    vf *h = (vf *)state, skip = *(const vf *)(s->skip + group * W), finite = v_zero();
+    vf finite = v_zero();
     memcpy(before, state, sizeof(float) * (size_t)s->states * W);
     if (s->exact) {
         scan_exactly(s, group, x, before, state, 0);
         return;
     }
-    if (s->states == 16)
-        scan_16_states(decay, s->stride, skip, x, h);
-    else
-        scan_any_states(s, decay, skip, x, h);
+    scan_quickly(s, group, x, state);
     for (int n = 0; n < s->states; n++)
-        finite = v_fma(h[n], v_zero(), finite);
+        finite = v_fma(v_load(state + n * W), v_zero(), finite);
     if (v_sum(finite) != 0.0f) /* NaN: a state is, or has been, infinite or NaN */
         scan_exactly(s, group, x, before, state, 1);
 }

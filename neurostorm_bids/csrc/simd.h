@@ -47,6 +47,29 @@ INLINE vf v_where(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (
 INLINE vf v_abs(vf x) { return (vf)((vi)x & v_seti(0x7fffffff)); }
 
 #if W == 16
+/* half vectors, for the columns and channels that 16 lanes leave over */
+typedef float vhalf __attribute__((vector_size(32), may_alias));
+typedef float vhalf_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+INLINE vhalf h_set(float x) { return x - (vhalf){}; }
+INLINE vhalf h_low(vf x) { return (vhalf)_mm512_castps512_ps256((__m512)x); }
+INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vhalf h_max_keep_nan(vhalf bound, vhalf x) { return (vhalf)_mm256_max_ps((__m256)bound, (__m256)x); }
+INLINE vhalf h_min_keep_nan(vhalf bound, vhalf x) { return (vhalf)_mm256_min_ps((__m256)bound, (__m256)x); }
+/* x[0], x[1], x[0], x[1], ... */
+INLINE vhalf h_pair(const float *x)
+{
+    double pair;
+    memcpy(&pair, x, sizeof pair);
+    return (vhalf)_mm256_set1_pd(pair);
+}
+/* four floats, the sums of neighbouring lanes, with bias (may be NULL) added; the four behind them become 0 */
+INLINE void h_store_pair_sums(float *p, vhalf x, const float *bias)
+{
+    __m128 sums = _mm_hadd_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    _mm_storeu_ps(p, bias ? _mm_add_ps(sums, _mm_loadu_ps(bias)) : sums);
+    _mm_storeu_ps(p + 4, _mm_setzero_ps());
+}
+
 INLINE vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vf v_fms(vf a, vf b, vf c) { return (vf)_mm512_fmsub_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vf v_max_keep_nan(vf bound, vf x) { return (vf)_mm512_max_ps((__m512)bound, (__m512)x); }

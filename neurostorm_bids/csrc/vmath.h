@@ -17,11 +17,14 @@ static const float EXP2_TABLE[16] __attribute__((aligned(64))) = {
     1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
     1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f,
 };
+#define EXP2_C1 0.69314718f
+#define EXP2_C2 0.240233552f
+#define EXP2_C3 0.0555057363f
 /* 2^(kf + r) where kf = t - magic */
 INLINE vf exp2_parts(vf t, vf kf, vf r)
 {
     vf entry = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_load_ps(EXP2_TABLE));
-    vf p = v_fma(v_fma(v_fma(v_set(0.0555057363f), r, v_set(0.240233552f)), r, v_set(0.69314718f)), r, v_set(1.0f));
+    vf p = v_fma(v_fma(v_fma(v_set(EXP2_C3), r, v_set(EXP2_C2)), r, v_set(EXP2_C1)), r, v_set(1.0f));
     return (vf)_mm512_scalef_ps((__m512)(entry * p), (__m512)kf);
 }
 #elif W == 8
@@ -63,6 +66,18 @@ INLINE vf v_exp2_product(vf a, vf b)
     vf kf = t - EXP2_MAGIC;
     return exp2_parts(t, kf, z - kf);
 }
+
+#if W == 16
+/* the same 2^(a * b) for eight lanes, bit by bit */
+INLINE vhalf h_exp2_product(vhalf a, vhalf b)
+{
+    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
+    const __m256 low = _mm256_load_ps(EXP2_TABLE), high = _mm256_load_ps(EXP2_TABLE + 8);
+    vhalf entry = (vhalf)_mm256_permutex2var_ps(low, (__m256i)t, high);
+    vhalf p = h_fma(h_fma(h_fma(h_set(EXP2_C3), r, h_set(EXP2_C2)), r, h_set(EXP2_C1)), r, h_set(1.0f));
+    return (vhalf)_mm256_scalef_ps((__m256)(entry * p), (__m256)kf);
+}
+#endif
 
 INLINE vf v_exp(vf x)
 {
