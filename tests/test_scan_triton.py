@@ -177,7 +177,7 @@ def test_half_precision_is_read_as_it_is(dtype: torch.dtype):
     values = {name: value.float() for name, value in arguments(1, 8, 3, 16).items()}
     halves = {name: value.to(dtype) for name, value in values.items() if name in ("u", "delta", "B", "C", "z")}
     on_device = {name: value.to(DEVICE) for name, value in (values | halves).items()}
-    leaves = {name: value.requires_grad_() for name, value in on_device.items()}
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in on_device.items()}
     y = FUSED.scan(*(leaves[name] for name in NAMES[:6]), z=leaves["z"], delta_bias=leaves["delta_bias"])
     rounded = values | {name: value.float() for name, value in halves.items()}
     assert y.dtype == torch.float32
@@ -447,6 +447,23 @@ def test_the_backend_is_offered_on_its_devices():
     else:
         with pytest.raises(BackendUnavailable, match="'triton' does not run on cpu"):
             resolve_backend("triton", "cpu")
+
+
+def test_an_encoder_takes_the_backend_in_inference_and_in_training():
+    config = replace(TINY, img_size=(4, 4, 2, 2), depths=(1, 1), prompt_len=1)
+    encoder = perturbed(Encoder(config, backend="torch")).to(DEVICE)
+    clips = torch.randn(2, 2, 4, 4, 2, 2, generator=torch.Generator().manual_seed(6)).to(DEVICE)
+
+    def results() -> list[Tensor]:
+        loss = encoder.train()(clips).square().mean()
+        grads = torch.autograd.grad(loss, list(encoder.parameters()))
+        with torch.no_grad():
+            return [encoder.eval()(clips), loss.detach(), *grads]
+
+    expected = results()
+    encoder.use_backend("triton")
+    for found, exact in zip(results(), expected, strict=True):
+        assert deviation(found, exact) < 1e-5
 
 
 @pytest.mark.parametrize(("version", "has_compiler"), [("3.3.1", True), ("3.6.0", False)])
