@@ -111,8 +111,11 @@ def test_gradients_equal_those_in_double_precision(isa, w, length, d, s, step, s
         gradients(compiled(isa).scan, values),
         gradients(load_backend("torch").scan, values, torch.float64),
     )
+    # a sum over channels may cancel to nothing: then no float32 reaches 1e-5, and torch's own error is the measure
+    single = gradients(load_backend("torch").scan, values)
     for name in NAMES:
-        assert deviation(found[name], expected[name]) < 1e-5, name
+        limit = max(1e-5, 3 * deviation(single[name], expected[name]))
+        assert deviation(found[name], expected[name]) < limit, name
 
 
 @every_isa
