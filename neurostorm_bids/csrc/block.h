@@ -173,33 +173,32 @@ static void normalise_rows(const ns_block *b, const float *tokens, const int64_t
     normalise(&b->norm1, count, x, out, b->dim_stride);
 }
 
-INLINE void convolve_taps(const int taps, const ns_block *b, int count, float *u, float *tail)
+INLINE void convolve_taps(const int taps, const ns_block *b, int rows, float *u, float *tail)
 {
     int64_t stride = b->inner_stride;
     const int before = taps - 1;
-    for (int i = 0; i < b->inner; i += W) {
-        vf past[MOST_TAPS], weight[MOST_TAPS], bias = v_load(b->conv_bias + i);
+    for (int at = 0; at < b->inner; at += W) {
+        vf past[MOST_TAPS], weight[MOST_TAPS], bias = v_load(b->conv_bias + at);
         UNROLL(4)
         for (int k = 0; k < taps; k++)
-            weight[k] = v_load(b->conv_weight + k * stride + i);
+            weight[k] = v_load(b->conv_weight + k * stride + at);
         UNROLL(4)
         for (int k = 0; k < before; k++)
-            past[k] = v_load(tail + k * stride + i);
-        for (int t = 0; t < count; t++) {
-            float *at = u + t * stride + i;
+            past[k] = v_load(tail + k * stride + at);
+        for (int t = 0; t < rows; t++) {
             vf sum = bias;
-            past[before] = v_load(at);
+            past[before] = v_load(u + t * stride + at);
             UNROLL(4)
             for (int k = 0; k < taps; k++)
                 sum = v_fma(past[k], weight[k], sum);
             UNROLL(4)
             for (int k = 0; k < before; k++)
                 past[k] = past[k + 1];
-            v_store(at, v_silu(sum));
+            v_store(u + t * stride + at, sum);
         }
         UNROLL(4)
         for (int k = 0; k < before; k++)
-            v_store(tail + k * stride + i, past[k]);
+            v_store(tail + k * stride + at, past[k]);
     }
 }
 
@@ -210,14 +209,14 @@ static void convolve(const ns_block *b, int count, float *u, float *tail)
         convolve_taps(4, b, count, u, tail);
     else
         convolve_taps(b->taps, b, count, u, tail);
+    silu(count * b->inner_stride, u);
 }
 
 /* delta = softplus(dt_proj(the rank-reduced delta)) */
 static void step_sizes(const ns_block *b, int count, const float *bc, float *delta)
 {
     gemm(count, bc + 2 * b->states, b->bc_stride, &b->dt_proj, delta, b->inner_stride);
-    for (int64_t i = 0; i < (int64_t)count * b->inner_stride; i += W)
-        v_store(delta + i, v_softplus(v_load(delta + i)));
+    softplus((int64_t)count * b->inner_stride, delta);
 }
 
 /* From normalised rows to what the scan reads */
@@ -237,19 +236,13 @@ static void scan_chunk(const ns_block *b, int group, int count, const rows_scrat
     scan_group(&b->scan, group, &rows, state);
 }
 
-static void gate(const ns_block *b, int count, float *y, const float *z)
+/* y *= silu(z) */
+static void gate(const ns_block *b, int rows, float *y, float *z)
 {
-    for (int t = 0; t < count; t++)
-        for (int i = 0; i < b->inner; i += W) {
-            int64_t at = (int64_t)t * b->inner_stride + i;
-            v_store(y + at, v_load(y + at) * v_silu(v_load(z + at)));
-        }
-}
-
-static void gelu(int64_t count, float *x)
-{
-    for (int64_t i = 0; i < count; i += W)
-        v_store(x + i, v_gelu(v_load(x + i)));
+    int64_t n = (int64_t)rows * b->inner_stride;
+    silu(n, z);
+    for (int64_t i = 0; i < n; i += W)
+        v_store(y + i, v_load(y + i) * v_load(z + i));
 }
 
 INLINE void add_row(int n, const float *x, const float *y, float *out)

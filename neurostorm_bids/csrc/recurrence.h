@@ -42,15 +42,19 @@ static void scan_item(scan_job *job, int window, int group, float *scratch)
     take_lanes(length, s->u + at, s->channels, lanes, u);
     take_lanes(length, s->delta + at, s->channels, lanes, step);
     for (int t = 0; t < length; t++)
-        v_store(step + t * W, v_softplus(v_load(step + t * W) + bias));
+        v_store(step + t * W, v_load(step + t * W) + bias);
+    softplus(size, step);
     memset(state, 0, sizeof(float) * (size_t)s->states * W);
     scan_rows rows = {.rows = length, .u = u, .delta = step, .b = s->b + (int64_t)window * length * s->states,
                       .c = s->c + (int64_t)window * length * s->states, .channel_stride = W, .bc_stride = s->states,
                       .y = y, .y_stride = W};
     scan_group(&job->weights, group, &rows, state);
-    for (int t = 0; s->z && t < length; t++) {
-        const float *z = s->z + at + (int64_t)t * s->channels;
-        v_store(y + t * W, v_load(y + t * W) * v_silu(lanes == W ? v_load(z) : v_load_n(z, lanes)));
+    if (s->z) {
+        float *z = step; /* no longer needed */
+        take_lanes(length, s->z + at, s->channels, lanes, z);
+        silu(size, z);
+        for (int64_t i = 0; i < size; i += W)
+            v_store(y + i, v_load(y + i) * v_load(z + i));
     }
     put_lanes(length, y, s->channels, lanes, s->y + at);
 }
@@ -178,9 +182,10 @@ static void load_rows(const ns_scan *s, const float *grad_y, int64_t at, int gro
     take_lanes(s->length, grad_y + at, s->channels, lanes, to->grad);
     for (int t = 0; t < s->length * W; t += W) {
         vf delta = v_load(to->step + t) + bias;
-        v_store(to->step + t, v_softplus(delta));
-        v_store(to->slope + t, v_set(1.0f) / (v_set(1.0f) + v_exp(-delta)));
+        v_store(to->step + t, delta), v_store(to->slope + t, delta);
     }
+    softplus((int64_t)s->length * W, to->step);
+    sigmoid((int64_t)s->length * W, to->slope);
 }
 
 /* Forward once more: y before skip, and the state before each stretch */
@@ -204,10 +209,12 @@ static void reverse_gate(const ns_scan *s, float *grad_z, int64_t at, int lanes,
 {
     for (int t = 0; t < s->length; t++) {
         vf z = v_load_n(s->z + at + (int64_t)t * s->channels, lanes), grad = v_load(r->grad + t * W);
-        vf sigmoid = v_set(1.0f) / (v_set(1.0f) + v_exp(-z)), silu = z * sigmoid;
+        vf slope = z;
+        sigmoids(1, &slope);
+        vf gate = z * slope;
         vf y = v_fma(v_load(r->u + t * W), skip, v_load(r->y + t * W));
-        v_store_n(grad_z + at + (int64_t)t * s->channels, grad * y * v_fma(silu, v_set(1.0f) - sigmoid, sigmoid), lanes);
-        v_store(r->grad + t * W, grad * silu);
+        v_store_n(grad_z + at + (int64_t)t * s->channels, grad * y * v_fma(gate, v_set(1.0f) - slope, slope), lanes);
+        v_store(r->grad + t * W, grad * gate);
     }
 }
 

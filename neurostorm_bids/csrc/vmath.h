@@ -11,113 +11,136 @@
 
 #define LOG2_E 1.44269504f
 
+/* Functions of several vectors take them through each step together: a chain as long as these fills a processor's queue of waiting
+ * operations before it can see the independent ones of the next vector. BATCH is how many pay. */
+#define BATCH (W == 16 ? 4 : 2)
+#define EACH UNROLL(4) for (int i = 0; i < count; i++)
+
 #if W == 16
 #define EXP2_MAGIC 786432.0f /* 1.5 * 2^19: one unit in the last place is 1/16 */
+static const float EXP2_POWERS[] = {1.0f, 0.69314718f, 0.240233552f, 0.0555057363f};
 static const float EXP2_TABLE[16] __attribute__((aligned(64))) = {
     1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
     1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f,
 };
-#define EXP2_C1 0.69314718f
-#define EXP2_C2 0.240233552f
-#define EXP2_C3 0.0555057363f
-/* 2^(kf + r) where kf = t - magic */
-INLINE vf exp2_parts(vf t, vf kf, vf r)
+/* p * 2^kf where kf = t - magic */
+INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     vf entry = (vf)_mm512_permutexvar_ps((__m512i)t, _mm512_load_ps(EXP2_TABLE));
-    vf p = v_fma(v_fma(v_fma(v_set(EXP2_C3), r, v_set(EXP2_C2)), r, v_set(EXP2_C1)), r, v_set(1.0f));
     return (vf)_mm512_scalef_ps((__m512)(entry * p), (__m512)kf);
 }
 #elif W == 8
 #define EXP2_MAGIC 1572864.0f /* 1.5 * 2^20: one unit in the last place is 1/8 */
+static const float EXP2_POWERS[] = {1.0f, 0.693147175f, 0.240254687f, 0.0555106194f};
 /* bits of 2^(i/8) less i << 20, so that adding (8 k + i) << 20 gives 2^(k + i/8) */
 static const int32_t EXP2_TABLE[8] __attribute__((aligned(32))) = {
     0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
 };
-INLINE vf exp2_parts(vf t, vf kf, vf r)
+INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     (void)kf;
     vi entry = (vi)_mm256_permutevar8x32_epi32(*(const __m256i *)EXP2_TABLE, (__m256i)t);
-    vf p = v_fma(v_fma(v_fma(v_set(0.0555106194f), r, v_set(0.240254687f)), r, v_set(0.693147175f)), r, v_set(1.0f));
     return (vf)(entry + ((vi)t << 20)) * p;
 }
 #else
 #define EXP2_MAGIC 12582912.0f /* 1.5 * 2^23 */
-INLINE vf exp2_parts(vf t, vf kf, vf r)
+static const float EXP2_POWERS[] = {1.0f,           0.693147188f,   0.240226511f,  0.0555035711f,
+                                    9.61803077e-3f, 1.33908669e-3f, 1.54697349e-4f};
+INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     (void)kf;
-    vf p = v_fma(v_set(1.54697349e-4f), r, v_set(1.33908669e-3f));
-    p = v_fma(p, r, v_set(9.61803077e-3f));
-    p = v_fma(p, r, v_set(0.0555035711f));
-    p = v_fma(p, r, v_set(0.240226511f));
-    p = v_fma(p, r, v_set(0.693147188f));
-    p = v_fma(p, r, v_set(1.0f));
     return (vf)((vi)p + ((vi)t << 23));
 }
 #endif
 
+/* p becomes the polynomial with these coefficients of x, lowest first */
+INLINE void polynomials(const int count, const float *powers, const int degree, const vf *x, vf *p)
+{
+    EACH p[i] = v_set(powers[degree]);
+    UNROLL(16)
+    for (int k = degree - 1; k >= 0; k--)
+        EACH p[i] = v_fma(p[i], x[i], v_set(powers[k]));
+}
+#define DEGREE(powers) ((int)(sizeof(powers) / sizeof(*(powers))) - 1)
+
 /* 2^(a * b) for the scan. |a * b| may be anything up to 1e25; results below 2^-125 may come out as 2^-125. */
 INLINE vf v_exp2_product(vf a, vf b)
 {
-    vf z = a * b;
+    vf z = a * b, p;
 #if W != 16
     z = v_min_keep_nan(v_set(128.0f), v_max_keep_nan(v_set(-125.0f), z));
 #endif
-    vf t = z + EXP2_MAGIC;
-    vf kf = t - EXP2_MAGIC;
-    return exp2_parts(t, kf, z - kf);
+    vf t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
+    polynomials(1, EXP2_POWERS, DEGREE(EXP2_POWERS), &r, &p);
+    return exp2_scaled(p, t, kf);
 }
 
 #if W == 16
 /* the same 2^(a * b) for eight lanes, bit by bit */
 INLINE vhalf h_exp2_product(vhalf a, vhalf b)
 {
-    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
+    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf, p = h_set(EXP2_POWERS[3]);
     const __m256 low = _mm256_load_ps(EXP2_TABLE), high = _mm256_load_ps(EXP2_TABLE + 8);
     vhalf entry = (vhalf)_mm256_permutex2var_ps(low, (__m256i)t, high);
-    vhalf p = h_fma(h_fma(h_fma(h_set(EXP2_C3), r, h_set(EXP2_C2)), r, h_set(EXP2_C1)), r, h_set(1.0f));
+    for (int k = 2; k >= 0; k--)
+        p = h_fma(p, r, h_set(EXP2_POWERS[k]));
     return (vhalf)_mm256_scalef_ps((__m256)(entry * p), (__m256)kf);
 }
 #endif
 
-INLINE vf v_exp(vf x)
+/* e to the power x */
+INLINE void exps(const int count, vf *x)
 {
+    vf t[BATCH], kf[BATCH], p[BATCH];
+    EACH x[i] = v_max_keep_nan(v_set(W == 16 ? -105.0f : -86.0f), x[i]);
+    EACH x[i] = v_min_keep_nan(v_set(89.0f), x[i]);
+    EACH t[i] = v_fma(x[i], v_set(LOG2_E), v_set(EXP2_MAGIC));
+    EACH kf[i] = t[i] - EXP2_MAGIC;
+    /* log2(e) is rounded: relative error 1.3e-8 |x| of the result, all that is used is near 0 */
+    EACH x[i] = v_fms(x[i], v_set(LOG2_E), kf[i]);
+    polynomials(count, EXP2_POWERS, DEGREE(EXP2_POWERS), x, p);
 #if W == 16
-    x = v_min_keep_nan(v_set(89.0f), v_max_keep_nan(v_set(-105.0f), x));
-#else
-    x = v_min_keep_nan(v_set(89.0f), v_max_keep_nan(v_set(-86.0f), x));
-#endif
-    vf t = v_fma(x, v_set(LOG2_E), v_set(EXP2_MAGIC));
-    vf kf = t - EXP2_MAGIC;
-    vf r = v_fms(x, v_set(LOG2_E), kf); /* log2(e) rounded: relative error 1.3e-8 |x| of the result, all that is used is near 0 */
-#if W == 16
-    return exp2_parts(t, kf, r);
+    EACH x[i] = exp2_scaled(p[i], t[i], kf[i]);
 #else
     /* twice half the value: 2^128 has no float, and exp(89) must be infinite */
-    vf half = exp2_parts((vf)((vi)t - ((W == 8) ? 8 : 1)), kf, r);
-    return half + half;
+    EACH x[i] = exp2_scaled(p[i], (vf)((vi)t[i] - ((W == 8) ? 8 : 1)), kf[i]);
+    EACH x[i] = x[i] + x[i];
 #endif
 }
 
-INLINE vf v_silu(vf x) { return x / (v_set(1.0f) + v_exp(-x)); }
-
-/* log(1 + e) for e in [0, 1], relative error 1e-8 before rounding: deltas near zero keep all their digits */
-INLINE vf v_log1p_unit(vf e)
+/* 1 + exp(-x) */
+INLINE void one_plus_exps(const int count, const vf *x, vf *out)
 {
-    vf p = v_fma(v_set(-3.24402415e-3f), e, v_set(0.0198514577f));
-    p = v_fma(p, e, v_set(-0.0569595256f));
-    p = v_fma(p, e, v_set(0.10603654f));
-    p = v_fma(p, e, v_set(-0.15305592f));
-    p = v_fma(p, e, v_set(0.196759391f));
-    p = v_fma(p, e, v_set(-0.249541336f));
-    p = v_fma(p, e, v_set(0.333299624f));
-    p = v_fma(p, e, v_set(-0.499999024f));
-    p = v_fma(p, e, v_set(0.999999995f));
-    return p * e;
+    EACH out[i] = -x[i];
+    exps(count, out);
+    EACH out[i] = v_set(1.0f) + out[i];
 }
 
-INLINE vf v_softplus(vf x)
+INLINE void silus(const int count, vf *x)
 {
-    return v_max_keep_nan(v_zero(), x) + v_log1p_unit(v_exp(-v_abs(x)));
+    vf divisor[BATCH];
+    one_plus_exps(count, x, divisor);
+    EACH x[i] = x[i] / divisor[i];
+}
+
+INLINE void sigmoids(const int count, vf *x)
+{
+    vf divisor[BATCH];
+    one_plus_exps(count, x, divisor);
+    EACH x[i] = v_set(1.0f) / divisor[i];
+}
+
+/* log(1 + e) / e for e in [0, 1], relative error 3e-8 before rounding: deltas near zero keep all their digits */
+static const float LOG1P_POWERS[] = {0.99999997f,  -0.499994931f, 0.333190968f,  -0.248429821f, 0.191060063f,
+                                     -0.136632449f, 0.0782259416f, -0.0295052324f, 5.23269269e-3f};
+
+INLINE void softpluses(const int count, vf *x)
+{
+    vf e[BATCH], p[BATCH];
+    EACH e[i] = -v_abs(x[i]);
+    exps(count, e);
+    polynomials(count, LOG1P_POWERS, DEGREE(LOG1P_POWERS), e, p);
+    EACH x[i] = v_max_keep_nan(v_zero(), x[i]) + e[i] * p[i];
 }
 
 /* GELU(x) = x * Phi(x) = x / 2 + |x| * E(|x|), where Phi is the normal distribution function and E = Phi - 1/2. */
@@ -160,16 +183,18 @@ INLINE vf gelu_entry(int power, vi i)
     const __m512 low = _mm512_load_ps(GELU_TABLE[power]), high = _mm512_load_ps(GELU_TABLE[power] + 16);
     return (vf)_mm512_permutex2var_ps(low, (__m512i)i, high);
 }
-INLINE vf half_erf(vf y)
+INLINE void half_erfs(const int count, vf *y)
 {
-    y = v_min_keep_nan(v_set(5.8f), y);
-    vf t = v_fma(y, v_set(16.0f / 3.0f), v_set(12582912.0f));
-    vf r = v_fma(t - 12582912.0f, v_set(-3.0f / 16.0f), y);
-    vi i = (vi)t;
-    vf p = v_fma(gelu_entry(4, i), r, gelu_entry(3, i));
-    p = v_fma(p, r, gelu_entry(2, i));
-    p = v_fma(p, r, gelu_entry(1, i));
-    return v_fma(p, r, gelu_entry(0, i));
+    vf t[BATCH], p[BATCH];
+    EACH y[i] = v_min_keep_nan(v_set(5.8f), y[i]);
+    EACH t[i] = v_fma(y[i], v_set(16.0f / 3.0f), v_set(12582912.0f));
+    EACH p[i] = t[i] - 12582912.0f;
+    EACH y[i] = v_fma(p[i], v_set(-3.0f / 16.0f), y[i]);
+    EACH p[i] = gelu_entry(4, (vi)t[i]);
+    UNROLL(4)
+    for (int k = 3; k >= 0; k--)
+        EACH p[i] = v_fma(p[i], y[i], gelu_entry(k, (vi)t[i]));
+    EACH y[i] = p[i];
 }
 #else
 /* E(y) / y for y up to 5.5 in powers of 2 (y / 5.5)^2 - 1, error of E 1.3e-7 */
@@ -177,17 +202,45 @@ static const float GELU_POWERS[15] = {
     0.128551937f, -0.0641724751f, 0.0477369897f, -0.0387872667f, 0.032081741f, -0.0261124694f, 0.0202879833f, -0.0146713629f,
     0.0104686148f, -0.00767467542f, 0.00423639097f, -0.00122939674f, 0.00102383416f, -0.00136883077f, 0.000538081244f,
 };
-INLINE vf half_erf(vf y)
+INLINE void half_erfs(const int count, vf *y)
 {
-    y = v_min_keep_nan(v_set(5.5f), y);
-    vf s = v_fma(y * y, v_set(2.0f / 30.25f), v_set(-1.0f));
-    vf p = v_set(GELU_POWERS[14]);
-    UNROLL(14)
-    for (int k = 13; k >= 0; k--)
-        p = v_fma(p, s, v_set(GELU_POWERS[k]));
-    return p * y;
+    vf s[BATCH], p[BATCH];
+    EACH y[i] = v_min_keep_nan(v_set(5.5f), y[i]);
+    EACH s[i] = v_fma(y[i] * y[i], v_set(2.0f / 30.25f), v_set(-1.0f));
+    polynomials(count, GELU_POWERS, DEGREE(GELU_POWERS), s, p);
+    EACH y[i] = p[i] * y[i];
 }
 #endif
-INLINE vf v_gelu(vf x) { return v_fma(v_abs(x), half_erf(v_abs(x)), x * 0.5f); }
+INLINE void gelus(const int count, vf *x)
+{
+    vf e[BATCH];
+    EACH e[i] = v_abs(x[i]);
+    half_erfs(count, e);
+    EACH x[i] = v_fma(v_abs(x[i]), e[i], x[i] * 0.5f);
+}
+
+/* x[0..n) becomes f(x[0..n)); n is a multiple of W */
+#define DEFINE_IN_PLACE(name, batch)                         \
+    static void name(int64_t n, float *x)                    \
+    {                                                        \
+        int64_t at = 0;                                      \
+        for (; at + BATCH * W <= n; at += BATCH * W) {       \
+            vf v[BATCH];                                     \
+            const int count = BATCH;                         \
+            EACH v[i] = v_load(x + at + i * W);              \
+            batch(BATCH, v);                                 \
+            EACH v_store(x + at + i * W, v[i]);              \
+        }                                                    \
+        for (; at < n; at += W) {                            \
+            vf v = v_load(x + at);                           \
+            batch(1, &v);                                    \
+            v_store(x + at, v);                              \
+        }                                                    \
+    }
+DEFINE_IN_PLACE(silu, silus)
+DEFINE_IN_PLACE(sigmoid, sigmoids)
+DEFINE_IN_PLACE(softplus, softpluses)
+DEFINE_IN_PLACE(gelu, gelus)
+#undef DEFINE_IN_PLACE
 
 #endif
