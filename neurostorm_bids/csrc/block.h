@@ -288,7 +288,8 @@ typedef struct {
     window_layout layout;
     float *tokens;
     int windows, whole; /* windows [0, whole) are one item each, the others are split */
-    int chunk, chunks;  /* rows of a chunk, chunks of a window */
+    int chunk;               /* rows of a chunk of a whole window */
+    int split_chunk, chunks; /* the same of a split one, and how many of them it has */
     work_list first, scans, last;
     float *shared;      /* rows_scratch of the split windows */
     atomic_int failed;
@@ -397,8 +398,8 @@ static rows_scratch split_scratch(const block_job *job, int window)
 static void split_rows(block_job *job, int item, int64_t *rows, rows_scratch *own, int last)
 {
     const ns_block *b = job->block;
-    int window = job->whole + item / job->chunks, from = item % job->chunks * job->chunk;
-    int count = job->layout.length - from < job->chunk ? job->layout.length - from : job->chunk;
+    int window = job->whole + item / job->chunks, from = item % job->chunks * job->split_chunk;
+    int count = job->layout.length - from < job->split_chunk ? job->layout.length - from : job->split_chunk;
     rows_scratch whole = split_scratch(job, window), part = rows_from(b, &whole, from);
     window_rows(&job->layout, window, rows);
     if (last) {
@@ -458,11 +459,13 @@ static int block_forward(const ns_block *block, const ns_windows *windows, float
     block_job job = {.block = block, .layout = layout_of(windows), .tokens = tokens};
     job.windows = job.layout.clips * job.layout.per_clip;
     job.whole = threads > 1 ? job.windows / threads * threads : job.windows;
-    job.chunk = job.layout.length < MOST_ROWS ? job.layout.length : MOST_ROWS;
-    job.chunks = job.chunk ? (job.layout.length + job.chunk - 1) / job.chunk : 0;
     if (job.windows == 0 || job.layout.length == 0)
         return 0;
-    int split = job.windows - job.whole;
+    int split = job.windows - job.whole, fair = job.layout.length * split / threads; /* rows of a split window for each thread */
+    job.chunk = job.layout.length < MOST_ROWS ? job.layout.length : MOST_ROWS;
+    job.split_chunk = padded(fair > 32 ? fair / 2 : fair, 8);
+    job.split_chunk = job.split_chunk < 8 ? 8 : job.split_chunk > job.chunk ? job.chunk : job.split_chunk;
+    job.chunks = (job.layout.length + job.split_chunk - 1) / job.split_chunk;
     if (split && !(job.shared = aligned_floats((size_t)split * scratch_floats(block, job.layout.length))))
         return -1;
     team_run(threads, block_task, &job);
