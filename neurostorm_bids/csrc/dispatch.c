@@ -4,14 +4,16 @@
 
 extern const ns_kernels ns_kernels_baseline;
 #ifdef NS_X86_VARIANTS
-extern const ns_kernels ns_kernels_avx2, ns_kernels_avx512;
+extern const ns_kernels ns_kernels_avx2, ns_kernels_avx512, ns_kernels_avx512bf16;
 #endif
 
 static int runs_here(const ns_kernels *kernels)
 {
 #ifdef NS_X86_VARIANTS
     __builtin_cpu_init();
-    if (kernels == &ns_kernels_avx512)
+    if (kernels == &ns_kernels_avx512bf16 && !__builtin_cpu_supports("avx512bf16"))
+        return 0;
+    if (kernels == &ns_kernels_avx512 || kernels == &ns_kernels_avx512bf16)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
     if (kernels == &ns_kernels_avx2)
@@ -27,6 +29,9 @@ const ns_kernels *ns_kernels_for(const char *isa)
         &ns_kernels_avx512, &ns_kernels_avx2,
 #endif
         &ns_kernels_baseline,
+#ifdef NS_X86_VARIANTS
+        &ns_kernels_avx512bf16,
+#endif
     };
     for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
         if (runs_here(best_first[i]) && (!isa || !strcmp(isa, best_first[i]->isa)))

@@ -76,20 +76,6 @@ static int64_t *patch_offsets(const embed_job *job)
     return offsets;
 }
 
-/* Asks for the voxels of a patch: they lie in many short pieces, which no prefetcher follows */
-static void prefetch_patch(const embed_job *job, const float *at)
-{
-    const int *image = job->image, *patch = job->patch;
-    int64_t piece = (int64_t)patch[2] * image[3];
-    for (int c = 0; c < job->channels; c++)
-        for (int x = 0; x < patch[0]; x++)
-            for (int y = 0; y < patch[1]; y++) {
-                const float *from = at + (((int64_t)c * image[0] + x) * image[1] + y) * image[2] * image[3];
-                for (int64_t i = 0; i < piece; i += 16)
-                    __builtin_prefetch(from + i);
-            }
-}
-
 /* One line of patches along z, all frames: the clip is read without being copied first. */
 static void embed_line(const embed_job *job, int item, float *scratch)
 {
@@ -100,9 +86,8 @@ static void embed_line(const embed_job *job, int item, float *scratch)
                       ((int64_t)x * patch[0] * image[1] + (int64_t)y * patch[1]) * image[2] * image[3];
     for (int z = 0; z < grid[2]; z++) {
         int64_t place = ((int64_t)x * grid[1] + y) * grid[2] + z;
-        operand voxels = {in + (int64_t)z * patch[2] * image[3], patch[3], job->offset};
-        if (z + 1 < grid[2])
-            prefetch_patch(job, voxels.a + (int64_t)patch[2] * image[3]);
+        int64_t wide = (int64_t)patch[2] * image[3]; /* from a patch to the next along z */
+        operand voxels = {in + z * wide, patch[3], job->offset, z + 1 < grid[2] ? wide : 0};
         gemm_gather(frames, voxels, &job->linear->matrix, scratch, stride);
         add_embeddings(n, frames, scratch, stride, job->place ? job->place + place * n : NULL, job->time,
                        job->out + ((int64_t)clip * grid[0] * grid[1] * grid[2] + place) * frames * n);

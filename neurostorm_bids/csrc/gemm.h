@@ -8,45 +8,7 @@
 #ifndef NS_GEMM_H
 #define NS_GEMM_H
 
-#include <stdlib.h>
-
-#include "simd.h"
-
-#define UNIT (W == 16 ? 8 : W)    /* columns come in units of this many */
-#define PER_VECTOR (W / UNIT)
-#if W != 16 /* no half vectors there, `half` is always 0 */
-typedef vf vhalf;
-typedef vf_unaligned vhalf_unaligned;
-INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return v_fma(a, b, c); }
-INLINE vhalf h_low(vf x) { return x; }
-#endif
-
-typedef struct {
-    int k, n, units;
-    int paired; /* 33 to 36 columns: two vectors, and a half vector for two k of the other four */
-    float *panels, *bias; /* bias has matrix_width floats, or is NULL */
-} matrix;
-
-INLINE int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-INLINE int matrix_width(const matrix *w) { return w->units * UNIT; }
-
-/* Units of the next panel when `left` remain; widths from 7 to 9 units spare a narrow last panel. */
-INLINE int panel_units(int left)
-{
-    if (W == 16)
-        return left <= 9 ? left : 6;
-    return left < 3 ? left : 3;
-}
-INLINE int panel_stride(int units) { return (units + PER_VECTOR - 1) / PER_VECTOR * W; }
-
-static float *aligned_floats(size_t count)
-{
-    void *p = NULL;
-    if (posix_memalign(&p, 64, (count ? count : 1) * sizeof(float)))
-        return NULL;
-    memset(p, 0, (count ? count : 1) * sizeof(float));
-    return p;
-}
+#include "matrix.h"
 
 #define PAIR_STRIDE (5 * W) /* of two k: vectors of the first, of the second, and of both for the last columns */
 
@@ -87,19 +49,6 @@ static int matrix_pack(matrix *w, const float *weight, const float *bias, int n,
     return 1;
 }
 
-static void matrix_free(matrix *w)
-{
-    free(w->panels);
-    free(w->bias);
-}
-
-/* Where the elements of A lie: a[row * stride + offset[k]], or offset == NULL for a[row * stride + k]. */
-typedef struct {
-    const float *a;
-    int64_t stride;
-    const int64_t *offset;
-} operand;
-
 INLINE void tile(const int rows, const int vectors, const int half, const int gather, const operand *x, int k,
                  const float *panel, const float *bias, float *c, int64_t ldc)
 {
@@ -121,6 +70,8 @@ INLINE void tile(const int rows, const int vectors, const int half, const int ga
             b[j] = *(const vf *)(panel + W * j);
         if (half)
             half_b = *(const vhalf *)(panel + W * vectors);
+        if (gather)
+            __builtin_prefetch(x->a + x->offset[p] + x->ahead);
         UNROLL(8)
         for (int i = 0; i < rows; i++) {
             vf a = v_set(x->a[i * x->stride + (gather ? x->offset[p] : p)]);

@@ -13,7 +13,6 @@
 /* Weights of one Mamba block in torch's layouts; norm, prompt and mlp pointers may be NULL where a layer has none. */
 typedef struct {
     int32_t dim, inner, rank, states, taps, hidden, prompt;
-    int32_t bfloat16; /* 1: matrix products in bfloat16, sums in float32 */
     const float *norm1_weight, *norm1_bias;
     const float *in_proj;                /* (2 inner, dim) */
     const float *conv_weight, *conv_bias; /* (inner, taps), (inner) */
@@ -36,7 +35,7 @@ typedef struct {
 
 /* A linear layer whose rows are gathered, then normalised (merging) or not (patch embedding), then get embeddings added. */
 typedef struct {
-    int32_t inputs, outputs, bfloat16;
+    int32_t inputs, outputs;
     const float *weight, *bias;           /* (outputs, inputs), (outputs) or NULL */
     const float *norm_weight, *norm_bias; /* (inputs) or NULL */
 } ns_linear_weights;
@@ -78,7 +77,8 @@ typedef struct {
     int (*scan_backward)(const ns_scan *scan, const ns_scan_gradients *gradients, int32_t threads);
 } ns_kernels;
 
-/* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here. */
+/* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here.
+ * "avx512bf16" rounds the operands of matrix products to bfloat16, and is taken by name only. */
 NS_EXPORT const ns_kernels *ns_kernels_for(const char *isa);
 
 /* A hash of up to 64 values spread over each tensor: shows that weights were changed behind torch's version counters. */

@@ -10,7 +10,11 @@
 
 #include <math.h>
 
+#ifdef __AVX512BF16__
+#include "gemm_bfloat16.h"
+#else
 #include "gemm.h"
+#endif
 #include "vmath.h"
 
 #define MOST_STATES 256

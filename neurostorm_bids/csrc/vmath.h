@@ -3,6 +3,7 @@
  * 2^z is split as 2^k * 2^(i/S) * 2^r: adding `magic` rounds z to a multiple of 1/S and leaves k * S + i in the low bits, a
  * table held in registers gives 2^(i/S), a short polynomial 2^r. S is 16 (AVX-512), 8 (AVX2) or 1. The polynomials are exactly 1
  * at r = 0 and fitted to (2^r - 1) / r: of a decay near 1 it is the distance from 1 that adds up over hundreds of rows.
+ * Beside matrix products in bfloat16, whose steps are 1/256, shorter polynomials with errors of 1e-5 do.
  */
 #ifndef NS_VMATH_H
 #define NS_VMATH_H
@@ -18,7 +19,11 @@
 
 #if W == 16
 #define EXP2_MAGIC 786432.0f /* 1.5 * 2^19: one unit in the last place is 1/16 */
+#ifdef __AVX512BF16__
+static const float EXP2_POWERS[] = {1.0f, 0.693174283f, 0.2402359f};
+#else
 static const float EXP2_POWERS[] = {1.0f, 0.69314718f, 0.240233552f, 0.0555057363f};
+#endif
 static const float EXP2_TABLE[16] __attribute__((aligned(64))) = {
     1.0f, 1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
     1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f,
@@ -79,10 +84,10 @@ INLINE vf v_exp2_product(vf a, vf b)
 /* the same 2^(a * b) for eight lanes, bit by bit */
 INLINE vhalf h_exp2_product(vhalf a, vhalf b)
 {
-    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf, p = h_set(EXP2_POWERS[3]);
+    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf, p = h_set(EXP2_POWERS[DEGREE(EXP2_POWERS)]);
     const __m256 low = _mm256_load_ps(EXP2_TABLE), high = _mm256_load_ps(EXP2_TABLE + 8);
     vhalf entry = (vhalf)_mm256_permutex2var_ps(low, (__m256i)t, high);
-    for (int k = 2; k >= 0; k--)
+    for (int k = DEGREE(EXP2_POWERS) - 1; k >= 0; k--)
         p = h_fma(p, r, h_set(EXP2_POWERS[k]));
     return (vhalf)_mm256_scalef_ps((__m256)(entry * p), (__m256)kf);
 }
@@ -131,8 +136,13 @@ INLINE void sigmoids(const int count, vf *x)
 }
 
 /* log(1 + e) / e for e in [0, 1], relative error 3e-8 before rounding: deltas near zero keep all their digits */
+#ifdef __AVX512BF16__
+static const float LOG1P_POWERS[] = {0.999991598f,  -0.499361364f, 0.325206675f,
+                                     -0.210048675f, 0.101222268f,  -0.0238691449f};
+#else
 static const float LOG1P_POWERS[] = {0.99999997f,  -0.499994931f, 0.333190968f,  -0.248429821f, 0.191060063f,
                                      -0.136632449f, 0.0782259416f, -0.0295052324f, 5.23269269e-3f};
+#endif
 
 INLINE void softpluses(const int count, vf *x)
 {
@@ -146,6 +156,11 @@ INLINE void softpluses(const int count, vf *x)
 /* GELU(x) = x * Phi(x) = x / 2 + |x| * E(|x|), where Phi is the normal distribution function and E = Phi - 1/2. */
 #if W == 16
 /* E around c = 3/16 * i, |r| <= 3/32: one polynomial of degree 4 for each i, error 3e-8 */
+#ifdef __AVX512BF16__
+#define GELU_DEGREE 2
+#else
+#define GELU_DEGREE 4
+#endif
 static const float GELU_TABLE[5][32] __attribute__((aligned(64))) = {
     { /* r^0 */
         0.0f, 0.0743656904f, 0.146169767f, 0.213112295f, 0.27337265f, 0.325749278f, 0.369705468f, 0.40532425f,
@@ -190,9 +205,9 @@ INLINE void half_erfs(const int count, vf *y)
     EACH t[i] = v_fma(y[i], v_set(16.0f / 3.0f), v_set(12582912.0f));
     EACH p[i] = t[i] - 12582912.0f;
     EACH y[i] = v_fma(p[i], v_set(-3.0f / 16.0f), y[i]);
-    EACH p[i] = gelu_entry(4, (vi)t[i]);
+    EACH p[i] = gelu_entry(GELU_DEGREE, (vi)t[i]);
     UNROLL(4)
-    for (int k = 3; k >= 0; k--)
+    for (int k = GELU_DEGREE - 1; k >= 0; k--)
         EACH p[i] = v_fma(p[i], y[i], gelu_entry(k, (vi)t[i]));
     EACH y[i] = p[i];
 }
