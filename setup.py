@@ -8,14 +8,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("neurostorm_bids/csrc")
 FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off"]
 # never -ffast-math: it loses NaN, and sets flush-to-zero for whoever loads the library; multiply-adds are explicit
-VARIANTS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
-    "avx2": ["-mavx2", "-mfma"],
-}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"]
+VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 
 class BuildKernels(build_ext):
@@ -39,18 +38,24 @@ class BuildKernels(build_ext):
             super().copy_extensions_to_source()
 
     def _compile(self) -> list[str]:
-        macros = [("NS_X86_VARIANTS", "1")] if platform.machine().lower() in ("x86_64", "amd64") else []
-        objects = self._objects(["dispatch.c", "team.c", "kernels.c"], "baseline", [], macros)
-        for isa, flags in VARIANTS.items() if macros else ():
-            objects += self._objects(["kernels.c"], isa, flags, macros)
-        return objects
+        objects = self._objects(["team.c", "kernels.c"], "baseline")
+        macros = []
+        for isa, flags in VARIANTS.items() if platform.machine().lower() in ("x86_64", "amd64") else ():
+            try:
+                objects += self._objects(["kernels.c"], isa, flags)
+                macros.append((f"NS_HAS_{isa.upper()}", "1"))
+            except CompileError:
+                print(f"neurostorm: this compiler is too old for the {isa} kernels")
+        return objects + self._objects(["dispatch.c"], "dispatch", macros=macros)
 
-    def _objects(self, names: list[str], isa: str, flags: list[str], macros: list[tuple[str, str]]) -> list[str]:
+    def _objects(
+        self, names: list[str], isa: str, flags: list[str] | None = None, macros: list[tuple[str, str]] | None = None
+    ) -> list[str]:
         return self.compiler.compile(
             [str(SOURCES / name) for name in names],
             output_dir=str(Path(self.build_temp) / isa),
-            macros=[*macros, ("NS_ISA", isa)],
-            extra_postargs=[*FLAGS, *flags],
+            macros=[("NS_ISA", isa), *(macros or ())],
+            extra_postargs=[*FLAGS, *(flags or ())],
         )
 
     def _link(self, ext: Extension, objects: list[str]) -> None:
@@ -70,7 +75,7 @@ setup(
     ext_modules=[
         Extension(
             "neurostorm_bids._kernels",
-            [str(SOURCES / "kernels.c"), str(SOURCES / "dispatch.c"), str(SOURCES / "team.c")],
+            [str(path) for path in sorted(SOURCES.glob("*.c"))],
             depends=[str(path) for path in SOURCES.glob("*.h")],
         )
     ],

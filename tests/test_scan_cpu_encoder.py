@@ -176,6 +176,19 @@ def test_features_do_not_depend_on_threads_or_batch(variant: str, isa: str):
     assert all(torch.equal(other, found[0]) for other in found[1:])
 
 
+@pytest.mark.skipif(not runs_here(library.BFLOAT16), reason="this machine has no AVX512_BF16")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_products_cost_the_third_digit(variant: str):
+    encoder, clips = encoder_of(VARIANTS[variant]), clips_for(VARIANTS[variant], 2)
+    exact = in_double(encoder, clips)
+    encoder.use_backend("cpu-bfloat16")
+    with torch.no_grad():
+        features = encoder(clips)
+        torch.set_num_threads(3)
+        assert torch.equal(encoder(clips[1:]), features[1:])
+    assert 1e-5 < deviation(features, exact) < 2e-2
+
+
 def test_instruction_sets_agree_with_each_other_and_with_torch():
     encoder, clips = encoder_of(SMALL), clips_for(SMALL, 2)
     with torch.no_grad():

@@ -2,40 +2,37 @@
 
 #include <string.h>
 
-extern const ns_kernels ns_kernels_baseline;
-#ifdef NS_X86_VARIANTS
-extern const ns_kernels ns_kernels_avx2, ns_kernels_avx512, ns_kernels_avx512bf16;
-#endif
+/* setup.py defines NS_HAS_... for each instruction set that the compiler knew. */
+extern const ns_kernels ns_kernels_baseline, ns_kernels_avx2, ns_kernels_avx512, ns_kernels_avx512bf16;
 
-static int runs_here(const ns_kernels *kernels)
+#if defined(NS_HAS_AVX512) || defined(NS_HAS_AVX512BF16)
+static int has_avx512(void)
 {
-#ifdef NS_X86_VARIANTS
-    __builtin_cpu_init();
-    if (kernels == &ns_kernels_avx512bf16 && !__builtin_cpu_supports("avx512bf16"))
-        return 0;
-    if (kernels == &ns_kernels_avx512 || kernels == &ns_kernels_avx512bf16)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-    if (kernels == &ns_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return kernels == &ns_kernels_baseline;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
+#endif
 
 const ns_kernels *ns_kernels_for(const char *isa)
 {
-    static const ns_kernels *const best_first[] = {
-#ifdef NS_X86_VARIANTS
-        &ns_kernels_avx512, &ns_kernels_avx2,
+    const ns_kernels *here[4]; /* best first, but bfloat16 last: it is taken by name only */
+    int count = 0;
+#ifdef NS_HAS_AVX512
+    if (has_avx512())
+        here[count++] = &ns_kernels_avx512;
 #endif
-        &ns_kernels_baseline,
-#ifdef NS_X86_VARIANTS
-        &ns_kernels_avx512bf16,
+#ifdef NS_HAS_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        here[count++] = &ns_kernels_avx2;
 #endif
-    };
-    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
-        if (runs_here(best_first[i]) && (!isa || !strcmp(isa, best_first[i]->isa)))
-            return best_first[i];
+    here[count++] = &ns_kernels_baseline;
+#ifdef NS_HAS_AVX512BF16
+    if (has_avx512() && __builtin_cpu_supports("avx512bf16"))
+        here[count++] = &ns_kernels_avx512bf16;
+#endif
+    for (int i = 0; i < count; i++)
+        if (!isa || !strcmp(isa, here[i]->isa))
+            return here[i];
     return NULL;
 }
 

@@ -4,6 +4,7 @@
 torch-reference    the recurrence step by step in plain torch; float32 and float64, slow, what every other is tested by
 torch              the same recurrence over all windows at once, with a backward of its own; any device
 cpu                compiled kernel; may also take whole blocks or the whole encoder in inference
+cpu-bfloat16       the same with matrix products in bfloat16; AVX512_BF16 only, never taken by "auto"
 cuda               mamba-ssm's kernel
 triton             our own kernels for GPUs; may also take the layer between its outer projections, blocks, the encoder
 =================  ===================================================================================================
@@ -33,6 +34,7 @@ _HOME = {
     "torch-reference": ("torch_scan", "REFERENCE"),
     "torch": ("torch_scan", "VECTORISED"),
     "cpu": ("cpu", "BACKEND"),
+    "cpu-bfloat16": ("cpu_bfloat16", "BACKEND"),
     "cuda": ("cuda", "BACKEND"),
     "triton": ("triton", "BACKEND"),
 }

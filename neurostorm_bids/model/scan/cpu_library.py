@@ -15,6 +15,7 @@ from torch import Tensor
 
 ISA_VARIABLE = "NEUROSTORM_ISA"  # avx512, avx2 or baseline: takes that instruction set instead of the machine's best
 ISAS = ("avx512", "avx2", "baseline")
+BFLOAT16 = "avx512bf16"  # products of matrices rounded to bfloat16; taken by name only
 FOLDER = Path(__file__).resolve().parents[2]  # setup.py puts the library into the package's own folder
 PATTERN = "_kernels.*"
 
@@ -45,7 +46,7 @@ class BlockWeights(_Structure):
     """ns_block_weights"""
 
     _fields_ = (
-        *_ints("dim inner rank states taps hidden prompt bfloat16"),
+        *_ints("dim inner rank states taps hidden prompt"),
         *_pointers("norm1_weight norm1_bias in_proj conv_weight conv_bias x_proj dt_weight dt_bias a skip out_proj"),
         *_pointers("norm2_weight norm2_bias fc1_weight fc1_bias fc2_weight fc2_bias prompt_tokens"),
     )
@@ -60,7 +61,7 @@ class Windows(_Structure):
 class LinearWeights(_Structure):
     """ns_linear_weights"""
 
-    _fields_ = (*_ints("inputs outputs bfloat16"), *_pointers("weight bias norm_weight norm_bias"))
+    _fields_ = (*_ints("inputs outputs"), *_pointers("weight bias norm_weight norm_bias"))
 
 
 class Patches(_Structure):
@@ -114,7 +115,7 @@ class Kernels:
     Parameters
     ----------
     isa : str, optional
-        One of `ISAS`; the machine's best if not given.
+        One of `ISAS` or `BFLOAT16`; the machine's best of `ISAS` if not given.
 
     Raises
     ------
