@@ -104,7 +104,7 @@ def test_equals_the_recurrence_in_double_precision(isa, w, length, d, s, step, s
 
 @every_isa
 @settings(deadline=None, max_examples=25)
-@given(**shapes)
+@given(**shapes | {"d": st.sampled_from(GROUPS[1:])})  # the sums of a single channel may cancel to nothing
 def test_gradients_equal_those_in_double_precision(isa, w, length, d, s, step, seed):
     values = arguments(w, length, d, s, seed=seed, step=step)
     found, expected = (

@@ -1,4 +1,4 @@
-"""The compiled backend with matrix products in bfloat16 and sums in float32: faster, and embeddings differ in the third digit.
+"""The compiled backend with matrix products in bfloat16, sums in float32: faster; features differ in the third digit.
 
 Training and whatever is not a whole block or encoder in inference stay in float32.
 """
