@@ -21,4 +21,5 @@ const ns_kernels NAME(NS_ISA) = {
     .merge = merge,
     .scan_forward = scan_forward,
     .scan_backward = scan_backward,
+    .exponential = exponential,
 };

@@ -75,6 +75,7 @@ typedef struct {
                  const float *time, float *merged, int32_t threads);
     int (*scan_forward)(const ns_scan *scan, int32_t threads);
     int (*scan_backward)(const ns_scan *scan, const ns_scan_gradients *gradients, int32_t threads);
+    void (*exponential)(int64_t n, float *x); /* in place, on one thread, n a multiple of 16; for measuring */
 } ns_kernels;
 
 /* The table for `isa` ("avx512", "avx2", "baseline"), or the best of this machine for NULL; NULL when it cannot run here.

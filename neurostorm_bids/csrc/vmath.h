@@ -252,6 +252,7 @@ INLINE void gelus(const int count, vf *x)
             v_store(x + at, v);                              \
         }                                                    \
     }
+DEFINE_IN_PLACE(exponential, exps)
 DEFINE_IN_PLACE(silu, silus)
 DEFINE_IN_PLACE(sigmoid, sigmoids)
 DEFINE_IN_PLACE(softplus, softpluses)

@@ -96,6 +96,7 @@ class _Functions(ctypes.Structure):
         ("merge", ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(_Size4), *[c_void_p] * 4, c_int32)),
         ("scan_forward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), c_int32)),
         ("scan_backward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), POINTER(ScanGradients), c_int32)),
+        ("exponential", ctypes.CFUNCTYPE(None, c_int64, c_void_p)),
     )
 
 
@@ -161,6 +162,10 @@ class Kernels:
     def scan_backward(self, arguments: ScanArguments, gradients: ScanGradients) -> None:
         """Gradients of the scan's inputs."""
         _check(self._functions.scan_backward(arguments, gradients, threads()))
+
+    def exponential(self, x: Tensor) -> None:
+        """The exponential of x in place, on one thread; its size is a multiple of 16."""
+        self._functions.exponential(x.numel(), pointer(x))
 
 
 @cache
