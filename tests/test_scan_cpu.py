@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -102,20 +102,44 @@ def test_equals_the_recurrence_in_double_precision(isa, w, length, d, s, step, s
     assert deviation(compiled(isa).scan(**values), truth(values)) < 3e-6
 
 
+def conditioning(values: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """How far the float64 gradients move when the inputs move by up to half a unit of float32 in the last place."""
+    moved = dict.fromkeys(NAMES, 0.0)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        nearby = {
+            name: value.double() * (1 + (2 * torch.rand(value.shape, generator=generator).double() - 1) * 2**-24)
+            for name, value in values.items()
+        }
+        found = gradients(load_backend("torch").scan, nearby, torch.float64)
+        moved = {name: max(moved[name], deviation(found[name], expected[name])) for name in NAMES}
+    return moved
+
+
 @every_isa
 @settings(deadline=None, max_examples=25)
-@given(**shapes | {"d": st.sampled_from(GROUPS[1:])})  # the sums of a single channel may cancel to nothing
+@example(w=1, length=1, d=36, s=3, step=-12.0, seed=1)  # sums over channels that cancel to a hundredth
+@given(**shapes)
 def test_gradients_equal_those_in_double_precision(isa, w, length, d, s, step, seed):
     values = arguments(w, length, d, s, seed=seed, step=step)
     found, expected = (
         gradients(compiled(isa).scan, values),
         gradients(load_backend("torch").scan, values, torch.float64),
     )
-    # a sum over channels may cancel to nothing: then no float32 reaches 1e-5, and torch's own error is the measure
-    single = gradients(load_backend("torch").scan, values)
+    # where a sum cancels, the inputs' own rounding moves it by more than 1e-5: nothing in float32 can know it better
+    unknowable = conditioning(values, expected)
     for name in NAMES:
-        limit = max(1e-5, 3 * deviation(single[name], expected[name]))
-        assert deviation(found[name], expected[name]) < limit, name
+        assert deviation(found[name], expected[name]) < max(1e-5, 30 * unknowable[name]), name
+
+
+@every_isa
+@pytest.mark.parametrize("step", [-12.0, -7.0, -5.0, -3.0, 0.0, 5.0])
+@pytest.mark.parametrize(("d", "length"), [(72, 256), (144, 306), (288, 32)])
+def test_gradients_at_the_models_sizes_without_any_allowance(isa, d, length, step):
+    values = arguments(2, length, d, 16, seed=d, step=step)
+    found = gradients(compiled(isa).scan, values)
+    expected = gradients(load_backend("torch").scan, values, torch.float64)
+    assert {name: error for name in NAMES if (error := deviation(found[name], expected[name])) >= 1e-5} == {}
 
 
 @every_isa
