@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from neurostorm_bids.aggregate import aggregate
-from neurostorm_bids.errors import OK, SOME_RUNS_FAILED
+from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError
+from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.settings import Settings
 
 
@@ -29,6 +31,7 @@ def run_aggregate(settings: Settings) -> int:
         participants=settings.participant_label,
         sessions=settings.session_label,
         tasks=settings.task_id,
+        expected=_expected(settings),
     )
     for line in (*result.warnings, *(f"missing: {text}" for text in result.missing)):
         print(f"warning: {line}", file=sys.stderr)
@@ -40,3 +43,13 @@ def run_aggregate(settings: Settings) -> int:
             + ", ".join(str(path) for path in result.written)
         )
     return SOME_RUNS_FAILED if result.rejected else OK
+
+
+def _expected(settings: Settings) -> set[tuple[str, str | None]]:
+    """Participants and sessions of the input, results or not; none where the input is not at hand any more."""
+    try:
+        selection = find_runs(replace(settings, skip_bids_validation=True))
+    except NeurostormError as error:
+        print(f"warning: who lacks results cannot be told: {error}", file=sys.stderr)
+        return set()
+    return {(run.participant, run.session) for run in selection.runs}

@@ -24,18 +24,21 @@ from neurostorm_bids.errors import (
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model
+from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.model.registry import default_model
 from neurostorm_bids.outputs import (
     RunFiles,
     check_model_names,
     citation_text,
+    is_whole,
     outputs_complete,
     read_sidecar,
     write_dataset_files,
     write_text,
 )
+from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
-from neurostorm_bids.process import ModelRequest, model_record, run_task
+from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
 from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings, to_toml
 from neurostorm_bids.space import choose_route
@@ -57,7 +60,7 @@ def run_participant(settings: Settings) -> int:
         return OK
     _open_output(settings, selection, models)
     settings = settle_transforms(selection.runs, models, settings)
-    tasks, skipped = _tasks(selection.runs, requests, models, settings, scratch)
+    tasks, skipped = _tasks(selection, requests, models, settings, scratch)
     _log_settings(tasks, settings, scratch.name)
     outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
     _open_output(settings, selection, models)  # again: what somebody removed meanwhile comes back
@@ -147,7 +150,7 @@ def _open_output(settings: Settings, selection: Selection, models: Sequence[Mode
 
 
 def _tasks(
-    runs: Sequence[BoldRun],
+    selection: Selection,
     requests: Sequence[ModelRequest],
     models: Sequence[Model],
     settings: Settings,
@@ -156,20 +159,37 @@ def _tasks(
     """A task for every run that lacks results of any model, and an outcome for every run that lacks none."""
     tasks, skipped = [], []
     memory_mb = memory_of_run_mb(models, settings)
-    for run in runs:
+    labels = shared_labels(models)
+    for run in selection.runs:
         keys = [run_key(run, model.hash, settings, __version__) for model in models]
-        missing = [i for i, model in enumerate(models) if not _is_done(run, model, keys[i], settings)]
-        if not missing:
+        jobs = [
+            Job(request, key, label)
+            for request, model, key, label in zip(requests, models, keys, labels, strict=True)
+            if not _is_done(run, model, key, label, settings)
+        ]
+        if not jobs:
             skipped.append(Outcome(run.name, "skipped"))
             continue
-        arguments = ([requests[i] for i in missing], [keys[i] for i in missing], settings, scratch.name)
-        tasks.append(Task(run.name, f"{run_task.__module__}:{run_task.__name__}", (run, *arguments), memory_mb))
+        arguments = (run, jobs, selection.sources, settings, scratch.name)
+        tasks.append(Task(run.name, f"{run_task.__module__}:{run_task.__name__}", arguments, memory_mb))
     return tasks, skipped
 
 
-def _is_done(run: BoldRun, model: Model, key: str, settings: Settings) -> bool:
-    files = RunFiles.of(settings.output_dir, run.entities, template=model.grid.template, model_name=model.name)
-    complete = outputs_complete([files.embedding, *([files.predictions] if model.targets else [])], key)
+def shared_labels(models: Sequence[Model]) -> list[str]:
+    """The desc- label of each model's quality table: the app's own, or with several inputs that of a model."""
+    first: dict[InputSpec, str] = {}
+    for model in models:
+        first.setdefault(model.input, model.label)
+    return [APP_DESC if len(first) == 1 else first[model.input] for model in models]
+
+
+def _is_done(run: BoldRun, model: Model, key: str, label: str, settings: Settings) -> bool:
+    files = RunFiles.of(
+        settings.output_dir, run.entities, template=model.grid.template, model_name=model.name, shared_desc=label
+    )
+    own = [files.embedding, *([files.predictions] if model.targets else [])]
+    shared = [files.quality, *([files.bold] if settings.output_bold else [])]
+    complete = outputs_complete(own, key) and all(is_whole(path) for path in shared)
     return complete and not _can_be_placed_better(run, model, files, settings)
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurostorm_bids import __version__
 from neurostorm_bids.ahead import ahead
 from neurostorm_bids.clips import RunStatistics
 from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.evaluation.shift import TrainingDistribution
-from neurostorm_bids.inputs.runs import BoldRun
+from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.model import Model, load_model
 from neurostorm_bids.model.description import INPUT_FIELDS, provenance_of
 from neurostorm_bids.model.predict import Prediction, joined
@@ -35,8 +36,9 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
+from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.prepare import PreparedRun, prepare_run
-from neurostorm_bids.resume import settings_hash
+from neurostorm_bids.resume import run_key, settings_hash
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.workflow import Outcome
 
@@ -78,17 +80,27 @@ def _loaded(request: ModelRequest) -> Model:
     )
 
 
+@dataclass(frozen=True)
+class Job:
+    """What one model has to do for a run.
+
+    ``key`` is the resume key of its results. ``shared_desc`` labels the quality table and the normalised run, which
+    belong to the model's input: models of one call that share an input share them, others have their own.
+    """
+
+    request: ModelRequest
+    key: str
+    shared_desc: str = APP_DESC
+
+
 # --- the node ---------------------------------------------------------------------------------------------------
 
 
-def run_task(
-    run: BoldRun, requests: Sequence[ModelRequest], keys: Sequence[str], settings: Settings, call_id: str
-) -> Outcome:
+def run_task(run: BoldRun, jobs: Sequence[Job], sources: Sequence[Source], settings: Settings, call_id: str) -> Outcome:
     """Process one run and tell how it ended; nothing that happens in it reaches the other runs."""
     started = time.monotonic()
     try:
-        models = [request.load() for request in requests]
-        n_clips, warnings = process_run(run, models, keys, settings)
+        n_clips, warnings = process_run(run, jobs, sources, settings)
     except NeurostormError as error:
         return _failure(run, str(error), error, settings, call_id, started)
     except Exception as error:  # the border of a run: an unforeseen fault is reported with its traceback
@@ -111,17 +123,17 @@ def _failure(run: BoldRun, message: str, error: Exception, settings: Settings, c
 
 
 def process_run(
-    run: BoldRun, models: Sequence[Model], keys: Sequence[str], settings: Settings
+    run: BoldRun, jobs: Sequence[Job], sources: Sequence[Source], settings: Settings
 ) -> tuple[int, tuple[str, ...]]:
     """Embed one run with every model and write the results.
 
     Parameters
     ----------
     run : BoldRun
-    models : sequence of Model
+    jobs : sequence of Job
         Models that share an input are fed by one pass over the run.
-    keys : sequence of str
-        Resume key of each model's results.
+    sources : sequence of Source
+        Every input dataset of the call, which BIDS URIs name.
     settings : Settings
 
     Returns
@@ -136,11 +148,10 @@ def process_run(
     NeurostormError
         Whatever makes the run unusable, by name.
     """
-    keyed = list(zip(models, keys, strict=True))
     prepared_runs = []
-    for spec in dict.fromkeys(model.input for model in models):
+    for spec in dict.fromkeys(job.request.load().input for job in jobs):
         prepared = prepare_run(run, spec, settings)
-        _write(prepared, [(model, key) for model, key in keyed if model.input == spec], settings)
+        _write(prepared, [job for job in jobs if job.request.load().input == spec], sources, settings)
         prepared_runs.append(prepared)
     warnings = dict.fromkeys(text for prepared in prepared_runs for text in prepared.warnings)
     return len(prepared_runs[0].windows.kept), tuple(warnings)
@@ -203,16 +214,17 @@ def _joined(rows: Sequence[Features]) -> Features:
 # --- the results ------------------------------------------------------------------------------------------------
 
 
-def _write(prepared: PreparedRun, keyed: Sequence[tuple[Model, str]], settings: Settings) -> None:
-    features = embed_run(prepared, [model for model, _ in keyed])
-    record = run_record(prepared, keyed[0][1], settings)
+def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source], settings: Settings) -> None:
+    models = [job.request.load() for job in jobs]
+    features = embed_run(prepared, models)
+    record = run_record(prepared, jobs[0].shared_desc, sources, settings)
     write_quality(settings.output_dir, record, quality_figures(prepared))
     if settings.output_bold and prepared.frames is not None:
         write_bold(settings.output_dir, record, prepared.frames(), n_frames=prepared.statistics.timing.n_frames)
     windows = prepared.windows.kept
     clips = [ClipRow(onset_s=w.onset_s, duration_s=w.duration_s, mean_fd_mm=w.mean_fd_mm) for w in windows]
-    for (model, key), found in zip(keyed, features, strict=True):
-        described = model_record(model, key)
+    for job, model, found in zip(jobs, models, features, strict=True):
+        described = model_record(model, job.key)
         if model.targets:
             resembles = in_distribution(model, found.embedding)
             rows = [target_row(prediction, resembles) for prediction in found.predictions.values()]
@@ -271,18 +283,19 @@ def model_record(model: Model, key: str = "") -> ModelRecord:
     )
 
 
-def run_record(prepared: PreparedRun, key: str, settings: Settings) -> RunRecord:
+def run_record(prepared: PreparedRun, desc: str, sources: Sequence[Source], settings: Settings) -> RunRecord:
     """What the sidecars say of a run before any model saw it."""
     run, route, statistics = prepared.run, prepared.route, prepared.statistics
     timing, windows = statistics.timing, prepared.windows
     motion_file = run.motion.path if run.motion is not None else None
-    sources = [route.image.bold, route.image.mask, run.confounds, motion_file, *route.files]
+    files = [route.image.bold, route.image.mask, run.confounds, motion_file, *route.files]
     return RunRecord(
         entities=run.entities,
-        sources=tuple(path for path in sources if path is not None),
-        datasets=name_datasets([run.source]),
+        desc=desc,
+        sources=tuple(path for path in files if path is not None),
+        datasets=name_datasets(sources),
         grid=prepared.spec.grid,
-        resume_key=key,
+        resume_key=run_key(run, repr(prepared.spec), settings, __version__),
         settings_hash=settings_hash(settings),
         input_pipeline=run.source.pipeline,
         input_version=run.source.version,

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from fmriprep_tree import AFFINE, SHAPE, bold_data, write_dataset, write_run
@@ -318,6 +319,92 @@ def test_a_transform_that_is_demanded_and_missing_is_an_error(tmp_path, capfd, m
     write_run(root, "sub-01_task-rest", space="MNI152NLin2009cAsym")
     assert call(root, "--normalization", "transform") == 65
     assert "is not in TemplateFlow's cache, and --offline forbids fetching it" in capfd.readouterr().err
+
+
+def coarse_model(folder: Path) -> Path:
+    """An untrained model on another grid than the demo's: 8 mm, 24^3."""
+    import torch
+
+    from neurostorm_bids.model import Encoder, EncoderConfig, InputSpec
+    from neurostorm_bids.model.description import ModelDescription
+    from neurostorm_bids.model.folder import write_model_folder
+    from neurostorm_bids.space import Grid
+
+    config = EncoderConfig(img_size=(24, 24, 24, 20), embed_dim=8, depths=(1, 1))
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    grid = Grid.of((24, 24, 24), [[-8, 0, 0, 93], [0, 8, 0, -111], [0, 0, 8, -75], [0, 0, 0, 1]], "MNI152NLin6Asym")
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    write_model_folder(
+        folder, ModelDescription(name="coarse", config=config, input=InputSpec(grid=grid), trained=False), weights
+    )
+    return folder
+
+
+def test_models_on_different_grids_keep_their_own_quality_tables(dataset, tmp_path, capfd):
+    arguments = (
+        "--model",
+        "demo",
+        str(coarse_model(tmp_path / "coarse")),
+        "--participant-label",
+        "02",
+        "--output-bold",
+    )
+    assert call(dataset, *arguments) == 0
+    folder = dataset.parent / "out/sub-02/func"
+    assert sorted(path.name.split("_desc-")[1] for path in folder.glob("*qc.tsv")) == ["coarse_qc.tsv", "demo_qc.tsv"]
+    shapes = {path.name.split("_desc-")[1]: nib.load(path).shape[:3] for path in folder.glob("*bold.nii.gz")}
+    assert shapes == {"coarse_bold.nii.gz": (24, 24, 24), "demo_bold.nii.gz": (48, 48, 48)}
+    whole = contents(dataset.parent / "out")
+    for path in folder.glob("*coarse_embedding*"):
+        path.unlink()  # one model's results are lost: only they are made again, under the same names
+    capfd.readouterr()
+    assert call(dataset, *arguments) == 0
+    assert "1 runs done" in capfd.readouterr().out
+    assert contents(dataset.parent / "out") == whole
+
+
+@pytest.mark.parametrize("name", ["neurostorm_qc.tsv", "neurostorm_qc.json", "neurostorm_bold.nii.gz"])
+def test_a_lost_quality_table_or_image_comes_back(dataset, name):
+    assert call(dataset, "--participant-label", "02", "--output-bold") == 0
+    (lost,) = (dataset.parent / "out/sub-02/func").glob(f"*_desc-{name}")
+    whole = lost.read_bytes()
+    lost.unlink()
+    assert call(dataset, "--participant-label", "02", "--output-bold") == 0
+    assert lost.read_bytes() == whole
+
+
+def test_the_group_says_who_has_no_result(dataset, capfd):
+    write_run(dataset, "sub-03_task-rest", n_volumes=5)
+    assert call(dataset) == 1
+    capfd.readouterr()
+    assert main([str(dataset), str(dataset.parent / "out"), "group", "-w", str(dataset.parent / "work")]) == 0
+    assert "missing: sub-03: no result" in capfd.readouterr().err
+
+
+def test_the_group_goes_on_where_the_input_is_not_at_hand_any_more(dataset, capfd):
+    assert call(dataset) == 0
+    gone = dataset.rename(dataset.parent / "elsewhere")
+    assert main([str(dataset), str(dataset.parent / "out"), "group", "-w", str(dataset.parent / "work")]) == 0
+    assert "who lacks results cannot be told" in capfd.readouterr().err
+    assert gone.exists()
+
+
+def test_two_inputs_are_named_alike_in_links_and_sources(tmp_path):
+    from neurostorm_bids.outputs import read_sidecar
+
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.9.0", "DatasetType": "raw"}')
+    first, second = write_dataset(tmp_path / "b"), write_dataset(tmp_path / "a")
+    write_run(first, "sub-01_task-rest", seed=1)
+    write_run(second, "sub-02_task-rest", seed=2)
+    assert call(raw, "--skip-bids-validation", "-d", f"one={first}", f"two={second}") in (0, 1)
+    links = json.loads((tmp_path / "out/dataset_description.json").read_text())["DatasetLinks"]
+    folders = {name: (tmp_path / "out" / link).resolve() for name, link in links.items()}
+    for table in (tmp_path / "out").rglob("*_embedding.tsv"):
+        for source in read_sidecar(table)["Sources"]:
+            _, name, path = source.split(":", 2)
+            assert (folders[name] / path).is_file(), source
 
 
 @pytest.mark.parametrize("flip", [(0,), (1,), (2,), (0, 1, 2)])

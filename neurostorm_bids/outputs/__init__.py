@@ -21,7 +21,7 @@ from neurostorm_bids.outputs.dataset import (
 )
 from neurostorm_bids.outputs.names import RunFiles, check_model_names, desc_label, sidecar_of
 from neurostorm_bids.outputs.records import ClipRow, ModelRecord, QualityFigure, RunRecord, TargetRow
-from neurostorm_bids.outputs.resume import is_complete, outputs_complete, read_sidecar
+from neurostorm_bids.outputs.resume import is_complete, is_whole, outputs_complete, read_sidecar
 from neurostorm_bids.outputs.tables import read_tsv
 from neurostorm_bids.outputs.writers import write_bold, write_embedding, write_predictions, write_quality
 
@@ -36,6 +36,7 @@ __all__ = [
     "citation_text",
     "desc_label",
     "is_complete",
+    "is_whole",
     "name_datasets",
     "outputs_complete",
     "read_sidecar",

@@ -24,6 +24,14 @@ def outputs_complete(paths: Iterable[Path], key: str) -> bool:
     return all(is_complete(path, key) for path in paths)
 
 
+def is_whole(path: Path) -> bool:
+    """True when a data file is there as its sidecar describes it, whatever it was made with."""
+    try:
+        return read_sidecar(path).get(DATA_HASH) == sha256(path)
+    except (TableUnreadable, OSError):
+        return False
+
+
 def is_complete(path: Path, key: str) -> bool:
     """True when one data file is whole and its sidecar carries ``key``."""
     try:
