@@ -184,7 +184,6 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".a.tsv.")
-    os.utime(left, (time.time() - 60, time.time() - 60))
     write_text(tmp_path / "a.tsv", "whole")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.tsv": "whole"}
 
@@ -192,12 +191,19 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path):
 def test_a_writer_that_is_still_at_work_is_left_alone(tmp_path: Path):
     path = tmp_path / "a.tsv"
     with replacing(path) as slow:
-        (partial,) = tmp_path.iterdir()
-        os.utime(partial, (time.time() - 60, time.time() - 60))
         write_text(path, "fast")
         slow.write(b"slow")
     assert path.read_text() == "slow"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_writer_whose_file_was_taken_for_abandoned_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between making a file and locking it, another writer may find it unlocked and remove it."""
+    locks = iter([lambda: next(tmp_path.iterdir()).unlink(), lambda: None])
+    monkeypatch.setattr("neurostorm_bids.outputs.atomic.fcntl.flock", lambda *_: next(locks)())
+    write_text(tmp_path / "a.tsv", "whole")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.tsv": "whole"}
+    assert next(locks, None) is None
 
 
 # --- tables and sidecars ----------------------------------------------------------------------------------------

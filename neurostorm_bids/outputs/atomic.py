@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,8 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from neurostorm_bids.errors import NonFiniteOutput, OutputNotWritable, OutputWriteFailed
-
-_YOUNG_S = 2.0  # a partial file younger than this may belong to a writer that has not locked it yet
 
 
 @contextmanager
@@ -56,7 +53,7 @@ def _open_partial(path: Path, partial: Path) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        handle = partial.open("xb")  # not mkstemp: its mode 0600 would override the user's umask
+        return _open_locked(partial)
     except OSError as error:
         raise OutputNotWritable(
             f"cannot be written ({error.strerror or error})",
@@ -64,20 +61,25 @@ def _open_partial(path: Path, partial: Path) -> BinaryIO:
             expected="a folder that this user may create and write",
             remedy="check its permissions, or name another output folder",
         ) from error
-    with suppress(OSError):  # some cluster file systems have no locks; renaming alone keeps files whole
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return handle
+
+
+def _open_locked(partial: Path) -> BinaryIO:
+    """A new file that no other writer takes for abandoned; one taken for it before it was locked is made anew."""
+    while True:
+        handle = partial.open("xb")  # not mkstemp: its mode 0600 would override the user's umask
+        with suppress(OSError):  # some cluster file systems have no locks; renaming alone keeps files whole
+            fcntl.flock(handle, fcntl.LOCK_EX)  # a writer that looks whether this is abandoned holds it a moment
+        if partial.exists():
+            return handle
+        handle.close()
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove partial files of ``path`` whose writer is gone: its lock went with it."""
     for partial in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - partial.stat().st_mtime < _YOUNG_S:
-                continue
-            with partial.open("rb") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
+        with suppress(OSError), partial.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

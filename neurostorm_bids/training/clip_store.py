@@ -7,24 +7,22 @@ or float16. Files appear whole under a name that says what they were made from; 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from neurostorm_bids.errors import ClipStoreUnreadable, TrainingError
+from neurostorm_bids.outputs import replacing
 
 Precision = Literal["int8", "float16"]
 FORMAT = 1
@@ -265,7 +263,7 @@ def write_run(path: Path, run: NormalisedRun, precision: Precision) -> None:
     fd_mm = np.full(run.n_frames, np.nan) if run.fd_mm is None else run.fd_mm
     tensors: dict[str, np.ndarray] = {"fd_mm": fd_mm.astype(np.float32), "mask": np.packbits(run.mask.ravel())}
     tensors |= coder.tensors
-    with _replacing(path) as handle:
+    with replacing(path) as handle:
         handle.seek(_header_room(run))
         for values in _foreground(run, voxels):
             handle.write(coder.encode(values).tobytes())
@@ -356,28 +354,3 @@ def _header(run: NormalisedRun, coder: _Coder, tensors: Mapping[str, np.ndarray]
 def _header_room(run: NormalisedRun) -> int:
     """Bytes before the first frame: enough for whatever the header will say, a multiple of 4,096."""
     return -(-(2048 + 2 * len(json.dumps(json.dumps(dict(run.notes))))) // 4096) * 4096
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its place at the end, or disappears; what killed builders left is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(OSError), abandoned.open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds the lock as long as it lives
-            abandoned.unlink()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with partial.open("xb") as handle:
-            with suppress(OSError):  # some cluster file systems have no locks; renaming alone keeps files whole
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except OSError as fault:
-        raise TrainingError(
-            f"cannot be written ({fault.strerror or fault})", file=path, remedy="Free space or quota, then run again"
-        ) from fault
-    finally:
-        partial.unlink(missing_ok=True)
