@@ -39,6 +39,7 @@ from neurostorm_bids.outputs import (
 from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
+from neurostorm_bids.report.figures import figures_whole
 from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings, to_toml
 from neurostorm_bids.space import choose_route
@@ -189,7 +190,7 @@ def _is_done(run: BoldRun, model: Model, key: str, label: str, settings: Setting
     )
     own = [files.embedding, *([files.predictions] if model.targets else [])]
     shared = [files.quality, *([files.bold] if settings.output_bold else [])]
-    complete = outputs_complete(own, key) and all(is_whole(path) for path in shared)
+    complete = outputs_complete(own, key) and all(is_whole(path) for path in shared) and figures_whole(files.figures)
     return complete and not _can_be_placed_better(run, model, files, settings)
 
 

@@ -28,6 +28,7 @@ from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.model.device_clips import device_batches
 from neurostorm_bids.outputs import QualityFigure
+from neurostorm_bids.report.carpet import Carpet
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import GridSeries, Route, choose_route, to_grid
 from neurostorm_bids.space.nifti import open_series
@@ -59,6 +60,7 @@ class PreparedRun:
     batches_on: Callable[[str, int], Iterator[Tensor]] | None = None
     warnings: tuple[str, ...] = ()
     placement: tuple[QualityFigure, ...] = ()
+    carpet: Carpet | None = None
 
 
 def prepare_run(run: BoldRun, spec: InputSpec, settings: Settings) -> PreparedRun:
@@ -86,7 +88,9 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
     timing, windows = plan_clips(series, motion, run.start_time_s, spec, settings)
     require_coverage(series, settings.min_coverage)
     signal, tally = cleaned(series, run, timing.n_dummies, settings), Tally(series)
-    statistics = run_statistics(signal.observed_by(tally.add), timing, intensity=settings.intensity)
+    carpet = Carpet(spec.grid, series.brain, timing.n_volumes)
+    observed = signal.observed_by(lambda volume: (tally.add(volume), carpet.add(volume)))
+    statistics = run_statistics(observed, timing, intensity=settings.intensity)
     quality = assess(series, tally)
     return PreparedRun(
         run=run,
@@ -106,6 +110,7 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
             QualityFigure(name=name, value=getattr(quality, name), unit=unit, description=description)
             for name, (unit, description) in FIGURES.items()
         ),
+        carpet=carpet,
     )
 
 

@@ -20,6 +20,7 @@ from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.evaluation.shift import TrainingDistribution
 from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.model import Model, load_model
+from neurostorm_bids.model.config import Target
 from neurostorm_bids.model.description import INPUT_FIELDS, provenance_of
 from neurostorm_bids.model.predict import Prediction, joined
 from neurostorm_bids.model.scan import resolve_backend
@@ -38,6 +39,7 @@ from neurostorm_bids.outputs import (
 )
 from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.prepare import PreparedRun, prepare_run
+from neurostorm_bids.report.figures import RunFigures, carpet_figure, motion_and_clips, placement, write_figures
 from neurostorm_bids.resume import run_key, settings_hash
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.workflow import Outcome
@@ -153,7 +155,7 @@ def process_run(
         prepared = prepare_run(run, spec, settings)
         _write(prepared, [job for job in jobs if job.request.load().input == spec], sources, settings)
         prepared_runs.append(prepared)
-    warnings = dict.fromkeys(text for prepared in prepared_runs for text in prepared.warnings)
+    warnings = dict.fromkeys([*(text for prepared in prepared_runs for text in prepared.warnings), *odd])
     return len(prepared_runs[0].windows.kept), tuple(warnings)
 
 
@@ -219,6 +221,7 @@ def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source]
     features = embed_run(prepared, models)
     record = run_record(prepared, jobs[0].shared_desc, sources, settings)
     write_quality(settings.output_dir, record, quality_figures(prepared))
+    write_figures(settings.output_dir, record, report_figures(prepared, settings))
     if settings.output_bold and prepared.frames is not None:
         write_bold(settings.output_dir, record, prepared.frames(), n_frames=prepared.statistics.timing.n_frames)
     windows = prepared.windows.kept
@@ -226,9 +229,11 @@ def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source]
     for job, model, found in zip(jobs, models, features, strict=True):
         described = model_record(model, job.key)
         if model.targets:
-            resembles = in_distribution(model, found.embedding)
-            rows = [target_row(prediction, resembles) for prediction in found.predictions.values()]
-            write_predictions(settings.output_dir, record, described, [row for row in rows if row is not None])
+            marks = {name: mark_of(model, name, found.embedding, prepared) for name in found.predictions}
+            rows = [target_row(prediction, marks[name]) for name, prediction in found.predictions.items()]
+            marked = replace(described, extra={"Shift": {name: mark.as_json() for name, mark in marks.items()}})
+            write_predictions(settings.output_dir, record, marked, [row for row in rows if row is not None])
+            odd += [f"{model.name}, {name}: {mark.sentence()}" for name, mark in marks.items() if mark.resembles is False]
         # last: a complete embedding means that everything of this run and model is there
         write_embedding(settings.output_dir, record, described, clips, found.embedding)
 
@@ -280,7 +285,17 @@ def model_record(model: Model, key: str = "") -> ModelRecord:
         batch_size=model.batch_size,
         threads=torch.get_num_threads(),
         provenance={name: provenance_of(model.input, name) for name in INPUT_FIELDS},
+        extra={"Targets": {target.name: trained_on(target) for target in model.targets}},
     )
+
+
+def trained_on(target: Target) -> dict[str, Any]:
+    """What the sidecars say of a target's training: its scaler, and the temperature of its probabilities."""
+    if target.kind != "regression":
+        return {"Kind": target.kind, "Temperature": target.temperature}
+    names = ("Minimum", "Range") if target.scaling == "minmax" else ("Mean", "SD")
+    scaler = dict(zip(names, (target.mean, target.std), strict=True)) if target.mean is not None else None
+    return {"Kind": target.kind, "Unit": target.unit, "Training": scaler}
 
 
 def run_record(prepared: PreparedRun, desc: str, sources: Sequence[Source], settings: Settings) -> RunRecord:
@@ -340,6 +355,15 @@ def _denoising(run: BoldRun, settings: Settings) -> str:
     if settings.denoise == "none":
         return run.source.denoising
     return settings.denoise if run.source.denoising == "none" else f"{run.source.denoising}, then {settings.denoise}"
+
+
+def report_figures(prepared: PreparedRun, settings: Settings) -> RunFigures:
+    """What the participant's report shows of a run; placement and carpet only where the affine was obeyed."""
+    statistics = prepared.statistics
+    figures = motion_and_clips(prepared.motion.fd_mm, statistics, prepared.windows, settings.fd_threshold_mm)
+    if prepared.carpet is None:
+        return figures
+    return figures | placement(prepared.spec.grid, statistics) | carpet_figure(prepared.carpet, statistics)
 
 
 def quality_figures(prepared: PreparedRun) -> list[QualityFigure]:

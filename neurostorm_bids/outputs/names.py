@@ -18,7 +18,10 @@ _RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo",
 
 # Suffixes that BIDS does not know. "sub-*" keeps the phenotype/ tables out: those are BIDS and stay validated.
 BIDSIGNORE = (
+    "figures",
+    "group.html",
     "log",
+    "sub-*.html",
     "sub-*_embedding.json",
     "sub-*_embedding.tsv",
     "sub-*_predictions.json",
@@ -90,6 +93,7 @@ class RunFiles:
     predictions: Path
     quality: Path
     bold: Path
+    figures: Path
 
     @classmethod
     def of(
@@ -115,6 +119,7 @@ class RunFiles:
             predictions=place(label, "predictions"),
             quality=place(shared_desc, "qc"),
             bold=place(shared_desc, "bold", ".nii.gz"),
+            figures=Path(output_dir, f"sub-{entities['sub']}", "figures", place(shared_desc, "report", ".json").name),
         )
 
 
