@@ -33,9 +33,11 @@ RECIPES = {
     "workflow",
     "multiproc",
     "plan",
+    "platforms",
     "prepare",
     "presets",
     "process",
+    "progress",
     "resume",
 }
 FREE = {"ahead", "simulate", "data", "csrc"}
