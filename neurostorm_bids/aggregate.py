@@ -7,6 +7,7 @@ pooled in the same way: values of regression targets, and probabilities of each 
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,8 @@ def _origin(path: Path, entities: Mapping[str, str]) -> Origin:
 
 def _read_embedding(origin: Origin) -> RunEmbedding:
     rows = read_tsv(origin.path)
-    names = tuple(name for name in rows[0] if name.startswith("d") and name[1:].isdigit()) if rows else ()
+    # interned: tables of one model share the names, which would else fill more memory than the numbers
+    names = tuple(sys.intern(name) for name in rows[0] if name.startswith("d") and name[1:].isdigit()) if rows else ()
     if not names:
         raise TableUnreadable("holds no clip or no feature", file=origin.path, remedy=_RERUN)
     features = np.array([[_number(origin, row, name) for name in names] for row in rows])  # (n_clips, n_features)
@@ -286,7 +288,7 @@ def _features(label: str, group: Sequence[RunEmbedding], persons: Sequence[Perso
     return [
         *_counts(label, [len(runs[p]) for p in persons], [sum(result.n_clips for result in runs[p]) for p in persons]),
         *(
-            Column(f"{label}_{name}", means[:, index].tolist(), f"Feature {index} {text}", "arbitrary")
+            Column(f"{label}_{name}", means[:, index], f"Feature {index} {text}", "arbitrary")
             for index, name in enumerate(group[0].names)
         ),
     ]

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ def tsv_text(columns: Sequence[Column]) -> str:
     names = [_cell(column.name, "header") for column in columns]
     if len(set(names)) != len(names) or len({len(column.values) for column in columns}) > 1:
         raise ValueError(f"columns of one table need distinct names and one length: {names}")
-    rows = zip(*([_cell(value, column.name) for value in column.values] for column in columns), strict=True)
-    return "".join("\t".join(row) + "\n" for row in [names, *rows])
+    values = zip(*(column.values for column in columns), strict=True)
+    # a row at a time: the cells of a biobank's table would fill gigabytes
+    rows = ("\t".join(map(_cell, row, header)) for row, header in zip(values, repeat(names), strict=False))
+    return "".join(f"{line}\n" for line in chain(["\t".join(names)], rows))
 
 
 def _cell(value: Any, column: str) -> str:
