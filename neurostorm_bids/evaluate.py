@@ -14,10 +14,11 @@ import pandas as pd
 
 from neurostorm_bids.cached import CachedRun, read_cached
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, SplitsOverlap, UsageError
-from neurostorm_bids.evaluate_tuned import tested_folds, tuned_folder, tuned_outcome
+from neurostorm_bids.evaluate_leakage import find_leakage, overlap_unknown
+from neurostorm_bids.evaluate_tuned import not_repeated, tested_folds, tuned_folder, tuned_outcome
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
-from neurostorm_bids.evaluation.intervals import resamples
+from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
 from neurostorm_bids.evaluation.learning import Features, Outcome, cross_validate
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.permutation import permutations
@@ -29,11 +30,8 @@ from neurostorm_bids.evaluation_tables import write_evaluation
 from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.inputs.participants import read_participants
 from neurostorm_bids.inputs.runs import BoldRun
-from neurostorm_bids.model.description import read_json
-from neurostorm_bids.model.registry import find_model
 from neurostorm_bids.outputs import desc_label
 from neurostorm_bids.settings import Settings
-from neurostorm_bids.stored import content_of
 from neurostorm_bids.training.splits import Split, read_splits
 from neurostorm_bids.training.targets import Labels, read_labels
 
@@ -177,12 +175,14 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
     nuisance = nuisance_table(rows, material)
     features, warnings = _features(problem, rows, nuisance, material, settings)
     orders = permutations(problem, settings.n_permutations, settings.random_seed)
-    outcomes = _learn(problem, features, folds, orders, settings)
+    weights = resamples(problem, settings.n_bootstrap, settings.random_seed)
+    outcomes = _learn(problem, features, folds, orders, weights[:N_REFITS], settings)
     models = material.models
     if settings.tuned:
-        outcomes = {settings.tuned: tuned_outcome(problem, rows, folds, orders, settings), **outcomes}
-        models = (settings.tuned, *models)
-    summary = summarise(problem, outcomes, models, resamples(problem, settings.n_bootstrap, settings.random_seed))
+        tuned = tuned_outcome(problem, rows, folds, weights[:N_REFITS], settings)
+        outcomes, models = {settings.tuned: tuned, **outcomes}, (settings.tuned, *models)
+    summary = summarise(problem, outcomes, models, weights)
+    fixed = (settings.tuned,) if settings.tuned else ()
     return Evaluation(
         problem=problem,
         rows=rows,
@@ -194,8 +194,8 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
         nuisance=nuisance,
         sites={label: str(value) for label, value in material.column(_site_column(material, settings)).items()},
         findings=findings,
-        statements=(*_confessed(findings), *statements(problem, summary, models)),
-        warnings=(*labels.warnings, *warnings),
+        statements=(*_confessed(findings), *statements(problem, summary, models, fixed), *map(not_repeated, fixed)),
+        warnings=(*labels.warnings, *overlap_unknown(material, settings), *warnings),
     )
 
 
@@ -253,7 +253,12 @@ def _stated_families(problem: Problem) -> dict[str, str]:
 
 
 def _learn(
-    problem: Problem, features: Sequence[Features], folds: Sequence[Fold], orders: np.ndarray, settings: Settings
+    problem: Problem,
+    features: Sequence[Features],
+    folds: Sequence[Fold],
+    orders: np.ndarray,
+    weights: np.ndarray,
+    settings: Settings,
 ) -> dict[str, Outcome]:
     logistic = settings.classifier == "logistic" and problem.kind == "classification"
     progress = progress_of(len(features) * len(folds), settings)
@@ -261,7 +266,9 @@ def _learn(
     for each in features:
         learner = nested_logistic if logistic and each.name != "chance" else None
         mine = orders[:, :0] if each.name == "chance" else orders
-        outcomes[each.name] = cross_validate(problem, each, folds, mine, learner=learner, progress=progress)
+        outcomes[each.name] = cross_validate(
+            problem, each, folds, mine, learner=learner, weights=weights, progress=progress
+        )
     return outcomes
 
 
@@ -344,38 +351,7 @@ def _demographics(problem: Problem, rows: Sequence[Row], material: Material) -> 
     return pd.DataFrame(table) if table else pd.DataFrame(index=range(len(rows)))
 
 
-# --- leakage and shift ------------------------------------------------------------------------------------------
-
-
-def find_leakage(
-    problem: Problem, rows: Sequence[Row], folds: Sequence[Fold], material: Material, settings: Settings
-) -> list[leakage.Finding]:
-    """Everything about the test participants that may have been known in training."""
-    columns = {str(name): material.column(str(name)) for name in material.participants}
-    cached = next(iter(material.cached.values()))
-    used = sorted({name for row in rows for name in row.runs})
-    participant_of = {run.name: run.participant for run in material.runs}
-    found = leakage.both_sides(problem, folds)
-    found += leakage.split_families(folds, problem.participants, columns, settings.group_by)
-    found += leakage.duplicates(
-        [participant_of[name] for name in used],
-        [cached[name].content_hash for name in used],
-        np.stack([cached[name].clips.mean(axis=0) for name in used]),
-    )
-    return found + _seen_in_training(problem, material, settings)
-
-
-def _seen_in_training(problem: Problem, material: Material, settings: Settings) -> list[leakage.Finding]:
-    """Participants whose images are among those that a named model or pack was trained on, by content."""
-    found = []
-    tested = set(problem.participants)
-    for source in (*settings.model, *settings.packs):
-        record = find_model(source, offline=True).path / "training.json"
-        trained_on = read_json(record).get("runs", []) if record.is_file() else []
-        contents = {run.get("content") for run in trained_on if isinstance(run, dict)} - {None, ""}
-        seen = {r.participant for r in material.runs if contents and content_of(r) in contents} & tested
-        found += leakage.seen_in_training(source, sorted(seen))
-    return found
+# --- leakage ----------------------------------------------------------------------------------------------------
 
 
 def _confessed(findings: Sequence[leakage.Finding]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import numpy as np
 from neurostorm_bids.errors import EvaluationImpossible, TableUnreadable
 from neurostorm_bids.evaluation.learning import Features, Outcome, as_probabilities, each_repeat
 from neurostorm_bids.evaluation.metrics import metrics_of
+from neurostorm_bids.evaluation.permutation import permutations
 from neurostorm_bids.evaluation.problem import Fold, Problem
 from neurostorm_bids.evaluation_rows import Row
 from neurostorm_bids.outputs.tables import read_tsv
 from neurostorm_bids.settings import Settings
 
 Cells = Mapping[str, str | None]
-DESCRIPTION = "Fine-tuned model, its recorded test predictions; p from labels permuted among tested rows, not retrained"
+DESCRIPTION = "Fine-tuned model, its recorded test predictions; p without training again"
 
 
 def tuned_folder(settings: Settings) -> Path | None:
@@ -30,9 +32,12 @@ def tested_folds(folder: Path) -> set[str]:
 
 
 def tuned_outcome(
-    problem: Problem, rows: Sequence[Row], folds: Sequence[Fold], orders: np.ndarray, settings: Settings
+    problem: Problem, rows: Sequence[Row], folds: Sequence[Fold], weights: np.ndarray, settings: Settings
 ) -> Outcome:
     """The recorded predictions of a fine-tuned model as an outcome of one repeat.
+
+    Nothing is trained again: labels are permuted among the tested rows of each fold, and where there are several folds
+    resampled metrics spread by sqrt(1 + tested / trained rows) more than test rows alone (Nadeau & Bengio 2003).
 
     Raises
     ------
@@ -50,9 +55,12 @@ def tuned_outcome(
     n_columns = 1 if problem.kind == "regression" else len(problem.classes)
     predicted = np.full((1, problem.n_rows, n_columns), np.nan)
     reference = np.zeros((1, problem.n_rows))
+    shares = np.zeros((1, problem.n_rows, len(problem.classes)))
     for number, fold in enumerate(folds):
         centre = problem.values[fold.train].mean() if problem.kind == "regression" else number
         reference[0, fold.test] = centre
+        if problem.kind == "classification":
+            shares[0, fold.test] = np.bincount(problem.values[fold.train], minlength=n_columns) / len(fold.train)
         for row in fold.test:
             if (found := cells.get((fold.name, row))) is not None:
                 predicted[0, row] = _numbers(found, problem, path)
@@ -64,10 +72,35 @@ def tuned_outcome(
     described = [(0, fold.name, float("nan"), len(fold.train), len(fold.test)) for fold in folds]
     outcome = Outcome(
         Features.fixed(str(settings.tuned), DESCRIPTION, np.zeros((problem.n_rows, 0))),
-        predicted, decided, reference, {}, {}, described,
+        predicted, decided, reference, shares, {}, {}, described,
     )  # fmt: skip
-    outcome.permuted.update(_permuted(problem, outcome, orders))
+    outcome.permuted.update(_permuted(problem, outcome, _orders(problem, folds, settings)))
+    outcome.refitted.update(_spread(problem, outcome, folds, weights))
     return outcome
+
+
+def not_repeated(name: str) -> str:
+    """What its p is, in words."""
+    return (
+        f"{name}: its p comes from labels permuted among the tested rows of each fold, WITHOUT training again. It "
+        "tells whether these predictions go along with the labels; where several folds share training participants it "
+        "is too small by an unknown amount, unlike the other p values, whose whole procedure was repeated."
+    )
+
+
+def _orders(problem: Problem, folds: Sequence[Fold], settings: Settings) -> np.ndarray:
+    """Permutations within the tested rows of each fold, and within sites.  # (n, p)"""
+    fold_of = {row: fold.name for fold in folds for row in fold.test.tolist()}
+    places = tuple(f"{site} {fold_of.get(row, '')}" for row, site in enumerate(problem.sites))
+    return permutations(replace(problem, sites=places), settings.n_permutations, settings.random_seed)
+
+
+def _spread(problem: Problem, outcome: Outcome, folds: Sequence[Fold], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Resampled metrics, spread as training sets in common ask for.  # (b,) each"""
+    ratio = np.mean([len(fold.test) / len(fold.train) for fold in folds]) if len(folds) > 1 else 0.0
+    tested = each_repeat(problem, outcome, weights)[0]
+    middle = {name: np.nanmean(values) if np.isfinite(values).any() else np.nan for name, values in tested.items()}
+    return {name: middle[name] + np.sqrt(1 + ratio) * (values - middle[name]) for name, values in tested.items()}
 
 
 def _by_row(table: Sequence[Cells], rows: Sequence[Row]) -> dict[tuple[str, int], Cells]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurostorm_bids import __version__
+from neurostorm_bids.evaluate_tuned import not_repeated
 from neurostorm_bids.evaluation import confounds
 from neurostorm_bids.evaluation.learning import Outcome, scores_of
 from neurostorm_bids.evaluation.methods import methods_text
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 IDENTIFYING = (
     "Embeddings identify people, and predictions.tsv holds a value for each participant: share this folder only as the "
     "access agreement of the images allows."
+)
+
+INTERVAL = (
+    "Bootstrap over people (families), widened to the spread of resamples that are trained on as well. n/a for the "
+    "expected calibration error, of which no interval is known to cover."
 )
 
 
@@ -63,12 +69,18 @@ def metric_columns(found: Evaluation) -> list[Column]:
         Column("features", [row.features for row in rows], "What the prediction rests on."),
         Column("metric", [row.metric for row in rows], "Metric.", levels=_levels(found)),
         Column("value", [row.value for row in rows], "Mean over repeats of the metric over all tested rows."),
-        Column("ci_low", [row.interval.low for row in rows], "Lower end of the 95 % bootstrap interval over people."),
+        Column("ci_low", [row.interval.low for row in rows], f"Lower end of the 95 % interval. {INTERVAL}"),
         Column("ci_high", [row.interval.high for row in rows], "Upper end of that interval."),
         Column("repeat_sd", [row.repeat_sd for row in rows], "SD over repeats: of the folds alone, no interval."),
-        Column("p", [row.p for row in rows], "Share of permuted labellings (and the observed) that do as well."),
+        Column("p", [row.p for row in rows], _p_text(found)),
         Column("n_permutations", [row.n_permutations for row in rows], "Permutations behind p."),
     ]
+
+
+def _p_text(found: Evaluation) -> str:
+    fixed = [name for name, outcome in found.outcomes.items() if not outcome.inner]
+    text = "Share of permuted labellings (and the observed) that do as well, the whole procedure repeated for each."
+    return text + "".join(f" {not_repeated(name)}" for name in fixed)
 
 
 def _levels(found: Evaluation) -> dict[str, str]:
@@ -111,7 +123,7 @@ def fold_columns(found: Evaluation) -> list[Column]:
 def _fold_scores(found: Evaluation, outcome: Outcome, repeat: int, test: np.ndarray) -> dict[str, float]:
     weights = np.zeros((1, found.problem.n_rows))
     weights[0, test] = 1.0
-    said = (outcome.predicted[repeat], outcome.decided[repeat], outcome.reference[repeat])
+    said = (outcome.predicted[repeat], outcome.decided[repeat], outcome.reference[repeat], outcome.shares[repeat])
     scores = scores_of(found.problem, *said, weights)
     return {name: float(values[0]) for name, values in scores.items()}
 
@@ -187,6 +199,7 @@ def described(settings: Settings, found: Evaluation) -> dict[str, Any]:
         "GroupBy": settings.group_by,
         "LeaveOut": settings.leave_out,
         "Splits": settings.splits.name if settings.splits else None,
+        "Tuned": settings.tuned,
         "Folds": len(names),
         "Repeats": len(repeats),
         "Classifier": settings.classifier if found.problem.kind == "classification" else None,

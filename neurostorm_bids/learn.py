@@ -16,6 +16,7 @@ import torch
 from neurostorm_bids import __version__
 from neurostorm_bids.environment import threads_per_run
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, ModelFolderExists, NeurostormError, UsageError
+from neurostorm_bids.evaluation.packs import calibrated, calibration_record, distribution_of
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.participants import read_participants
 from neurostorm_bids.model.config import EncoderConfig, InputSpec
@@ -286,6 +287,7 @@ class _Finetuning:
             embeddings=self.embeddings,
         )
         tuned = tune(plan, self.stored.records, self.labels, split, self.course, place)
+        tuned = calibrated(tuned, unit_of(self.labels))
         if tuned.outcome.is_first_process:
             _write_tuned(folder, name, self, split, tuned)
             scores = ", ".join(f"{key} {value:.3g}" for key, value in self.figures(tuned).items())
@@ -293,14 +295,17 @@ class _Finetuning:
         return split, tuned
 
     def _warn_of_overlap(self, split: Split) -> None:
-        tested = [run for run in self.stored.records.values() if run.participant in split.test]
-        seen = sorted({run.participant for run in tested if run.content in self.base.pretrained_on})
-        if seen:
+        if seen := self.overlap(split):
             _say(
                 self.settings,
                 f"warning: {len(seen)} test participants were in the pretraining of {self.base.name} "
                 f"({', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}): figures may be too good",
             )
+
+    def overlap(self, split: Split) -> list[str]:
+        """Test participants whose images were in the pretraining of the base."""
+        tested = [run for run in self.stored.records.values() if run.participant in split.test]
+        return sorted({run.participant for run in tested if run.content in self.base.pretrained_on})
 
     def units(self, tuned: Tuned) -> list[Judged]:
         """Predictions for what is judged."""
@@ -355,6 +360,8 @@ def _write_tuned(folder: Path, name: str, job: _Finetuning, split: Split, tuned:
         "trainable_share": tuned.n_trained / tuned.n_weights,
         "split": {"fold": split.name, **{role: list(getattr(split, role)) for role in ("train", "validation", "test")}},
         "test": job.figures(tuned),
+        "calibration": calibration_record(tuned, unit_of(job.labels)),
+        "pretraining_overlap": job.overlap(split),
     }
     description = ModelDescription(
         name=name,
@@ -362,6 +369,7 @@ def _write_tuned(folder: Path, name: str, job: _Finetuning, split: Split, tuned:
         input=job.base.spec,
         targets=(tuned.target,),
         backbone=job.base.backbone if pack else None,
+        training_distribution=distribution_of(tuned),
         summary=f"{tuned.target.name}, {job.method} tuning of {job.base.name} on {len(split.train)} participants.",
         source="neurostorm group --group-workflow finetune",
     )

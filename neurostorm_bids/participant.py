@@ -25,7 +25,7 @@ from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model
 from neurostorm_bids.model.config import InputSpec
-from neurostorm_bids.model.registry import default_model
+from neurostorm_bids.model.registry import default_model, registry
 from neurostorm_bids.outputs import (
     RunFiles,
     check_model_names,
@@ -87,8 +87,8 @@ def requested_models(settings: Settings) -> list[ModelRequest]:
     names = settings.model or (default_model(),)
     return [
         ModelRequest(
-            source=name,
-            packs=settings.packs if number == 0 else (),
+            source=_from_anywhere(name),
+            packs=tuple(map(_from_anywhere, settings.packs)) if number == 0 else (),
             device=settings.device,
             backend=settings.scan_backend,
             offline=settings.offline,
@@ -97,6 +97,13 @@ def requested_models(settings: Settings) -> list[ModelRequest]:
         )
         for number, name in enumerate(names)
     ]
+
+
+def _from_anywhere(name: str) -> str:
+    """A model's name, or its path as workers find it, who stand in other folders."""
+    here = Path(name)
+    is_name = here.name == name and any(entry.name == name for entry in registry())
+    return str(here.resolve()) if here.exists() and not is_name else name
 
 
 def _with_scalers(requests: list[ModelRequest], settings: Settings) -> list[ModelRequest]:

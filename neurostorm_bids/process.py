@@ -6,7 +6,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ import numpy as np
 from neurostorm_bids import __version__
 from neurostorm_bids.ahead import ahead
 from neurostorm_bids.clips import RunStatistics
-from neurostorm_bids.errors import NeurostormError
-from neurostorm_bids.evaluation.shift import TrainingDistribution
+from neurostorm_bids.errors import ModelFolderInvalid, NeurostormError
+from neurostorm_bids.evaluation.shift import UNKNOWN, Mark
 from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.model import Model, load_model
 from neurostorm_bids.model.config import Target
@@ -46,6 +46,13 @@ from neurostorm_bids.workflow import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# quality figures by which a run is compared with those that a model was trained on
+COMPARED = (
+    *("coverage", "dice", "centroid_offset", "template_correlation", "lr_asymmetry", "tsnr"),
+    *("mean_fd", "temporal_variance_share"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,17 @@ def run_task(run: BoldRun, jobs: Sequence[Job], sources: Sequence[Source], setti
     try:
         n_clips, warnings = process_run(run, jobs, sources, settings)
     except NeurostormError as error:
-        return _failure(run, str(error), error, settings, call_id, started)
+        return failure_of(run, str(error), error, settings, call_id, started)
     except Exception as error:  # the border of a run: an unforeseen fault is reported with its traceback
         message = f"{run.name}: an unforeseen {type(error).__name__}: {error}. Please report it with the crash file."
-        return _failure(run, message, error, settings, call_id, started)
+        return failure_of(run, message, error, settings, call_id, started)
     return Outcome(run.name, "done", time.monotonic() - started, n_clips, warnings=warnings)
 
 
-def _failure(run: BoldRun, message: str, error: Exception, settings: Settings, call_id: str, started: float) -> Outcome:
+def failure_of(
+    run: BoldRun, message: str, error: Exception, settings: Settings, call_id: str, started: float
+) -> Outcome:
+    """The outcome of a run that failed, its traceback in a crash file beside the results."""
     folder = settings.output_dir / f"sub-{run.participant}" / "log" / call_id
     crash_file = folder / f"crash-{run.name}.txt"
     details = "".join(traceback.format_exception(error))
@@ -150,10 +160,10 @@ def process_run(
     NeurostormError
         Whatever makes the run unusable, by name.
     """
-    prepared_runs = []
+    prepared_runs, odd = [], []
     for spec in dict.fromkeys(job.request.load().input for job in jobs):
         prepared = prepare_run(run, spec, settings)
-        _write(prepared, [job for job in jobs if job.request.load().input == spec], sources, settings)
+        odd += _write(prepared, [job for job in jobs if job.request.load().input == spec], sources, settings)
         prepared_runs.append(prepared)
     warnings = dict.fromkeys([*(text for prepared in prepared_runs for text in prepared.warnings), *odd])
     return len(prepared_runs[0].windows.kept), tuple(warnings)
@@ -216,7 +226,9 @@ def _joined(rows: Sequence[Features]) -> Features:
 # --- the results ------------------------------------------------------------------------------------------------
 
 
-def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source], settings: Settings) -> None:
+def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source], settings: Settings) -> list[str]:
+    """Write what every model makes of a run; returns a line for each head whose training runs it does not resemble."""
+    odd: list[str] = []
     models = [job.request.load() for job in jobs]
     features = embed_run(prepared, models)
     record = run_record(prepared, jobs[0].shared_desc, sources, settings)
@@ -231,27 +243,50 @@ def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source]
         if model.targets:
             marks = {name: mark_of(model, name, found.embedding, prepared) for name in found.predictions}
             rows = [target_row(prediction, marks[name]) for name, prediction in found.predictions.items()]
-            marked = replace(described, extra={"Shift": {name: mark.as_json() for name, mark in marks.items()}})
+            shift = {name: mark.as_json() for name, mark in marks.items()}
+            marked = replace(described, extra={**described.extra, "Shift": shift})
             write_predictions(settings.output_dir, record, marked, [row for row in rows if row is not None])
-            odd += [f"{model.name}, {name}: {mark.sentence()}" for name, mark in marks.items() if mark.resembles is False]
+            far = {name: mark for name, mark in marks.items() if mark.resembles is False}
+            odd += [f"{model.name}, {name}: {mark.sentence()}" for name, mark in far.items()]
         # last: a complete embedding means that everything of this run and model is there
         write_embedding(settings.output_dir, record, described, clips, found.embedding)
+    return odd
 
 
-def in_distribution(model: Model, embedding: np.ndarray) -> bool | None:
-    """Whether a run lies where the training runs of the model do; None where the model cannot say.  # (n_clips, d)"""
-    trained_on = (model.description.training_distribution or {}).get("embedding")
-    if trained_on is None:
-        return None
-    return TrainingDistribution.from_json(trained_on).resembles(embedding.mean(axis=0))
+def mark_of(model: Model, target: str, embedding: np.ndarray, prepared: PreparedRun) -> Mark:
+    """Whether a run lies where the training runs of a target's head do.  # (n_clips, d)
+
+    Raises
+    ------
+    ModelFolderInvalid
+        The training distribution of ``model.json`` is none.
+    """
+    description = model.description_of(target)
+    try:
+        return Mark.of(
+            description.training_distribution, embedding.mean(axis=0), numeric_figures(quality_figures(prepared))
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ModelFolderInvalid(
+            f"the training distribution of {description.name} cannot be read ({error})",
+            expected="one as fine-tuning writes it",
+            remedy="Copy the folder again, or fine-tune again",
+        ) from error
 
 
-def target_row(prediction: Prediction, resembles: bool | None = None) -> TargetRow | None:
-    """A run's prediction, pooled over its clips; None for a retrieval, whose vectors are no prediction."""
+def target_row(prediction: Prediction, mark: Mark = UNKNOWN) -> TargetRow | None:
+    """A run's prediction, pooled over its clips; None for a retrieval, whose vectors are no prediction.
+
+    The interval is that of the target's calibration; a run that does not resemble the training runs has none, since
+    it was calibrated on runs that do.
+    """
     target, pooled, spread = prediction.target, prediction.pooled(), prediction.clip_sd()
     common: dict[str, Any] = {"target": target.name, "kind": target.kind, "n_clips": prediction.n_clips}
-    common["in_distribution"] = resembles
+    common["in_distribution"] = mark.resembles
     if pooled.values is not None:
+        if target.half_width is not None and prediction.natural_units and mark.resembles is not False:
+            middle = float(pooled.values[0])
+            common["interval"] = (middle - target.half_width, middle + target.half_width)
         return TargetRow(
             **common,
             value=float(pooled.values[0]),
@@ -364,6 +399,14 @@ def report_figures(prepared: PreparedRun, settings: Settings) -> RunFigures:
     if prepared.carpet is None:
         return figures
     return figures | placement(prepared.spec.grid, statistics) | carpet_figure(prepared.carpet, statistics)
+
+
+def numeric_figures(figures: Sequence[QualityFigure]) -> dict[str, float]:
+    """Figures of a run that are known numbers and say something of its data, not of how it was cut into clips."""
+    found = {figure.name: figure.value for figure in figures if figure.name in COMPARED}
+    return {
+        name: float(value) for name, value in found.items() if isinstance(value, int | float) and np.isfinite(value)
+    }
 
 
 def quality_figures(prepared: PreparedRun) -> list[QualityFigure]:

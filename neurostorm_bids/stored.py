@@ -12,6 +12,7 @@ from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.model.description import input_to_json
 from neurostorm_bids.prepare import prepare_run
+from neurostorm_bids.process import numeric_figures, quality_figures
 from neurostorm_bids.resume import fingerprint, input_files
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.training.clip_store import ClipStore, NormalisedRun, store_key
@@ -124,5 +125,8 @@ def normalised(run: BoldRun, spec: InputSpec, settings: Settings) -> NormalisedR
         background=float(statistics.background),
         onset_s=statistics.timing.onset_s(0),
         step_s=statistics.timing.step_s,
-        notes={"run": run.name, "route": prepared.route.kind, "mean": statistics.mean, "std": statistics.std},
+        notes={
+            **{"run": run.name, "route": prepared.route.kind, "mean": statistics.mean, "std": statistics.std},
+            "quality": numeric_figures(quality_figures(prepared)),
+        },
     )

@@ -12,11 +12,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "neurostorm_bids"
 # every stage may import those before it; recipes may import all
 ORDER = ["errors", "settings", "inputs", "space", "clips", "model", "outputs", "report"]
-BRANCH = ["training", "evaluation"]  # after model, before outputs
+BRANCH = ["training", "evaluation", "attribution"]  # after model, before outputs
 RECIPES = {
     "participant",
     "group",
     "aggregate",
+    "attribute",
     "demo",
     "cli",
     "models_cli",
@@ -25,6 +26,7 @@ RECIPES = {
     "evaluate",
     "evaluate_identity",
     "evaluate_images",
+    "evaluate_leakage",
     "evaluate_tuned",
     "evaluation_rows",
     "evaluation_tables",

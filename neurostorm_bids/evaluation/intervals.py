@@ -9,10 +9,7 @@ import numpy as np
 from neurostorm_bids.evaluation.problem import Problem
 
 LEVEL = 0.95
-# Training sets of a cross-validation overlap with its test sets, so that its estimate varies more than resampled test
-# rows tell (Bates 2024, Nadeau & Bengio 2003). The factor gives 95 % intervals the coverage that
-# benchmarks/evaluation.py measures.
-WIDENING = 1.25
+N_REFITS = 100  # resamples on which everything is trained again
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,28 @@ def resamples(problem: Problem, n: int, seed: int) -> np.ndarray:
     return counts[:, family].astype(float)
 
 
-def percentile(values: np.ndarray, widening: float = WIDENING) -> Interval:
+def percentile(values: np.ndarray, widening: float = 1.0) -> Interval:
     """The middle 95 % of resampled values, widened about their median; undefined ones aside."""
     known = values[~np.isnan(values)]
-    if len(known) < 0.5 * len(values) or not len(known):
+    if len(known) < 0.5 * len(values) or not len(known) or np.isnan(widening):
         return Interval(float("nan"), float("nan"))
     low, middle, high = np.quantile(known, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
     return Interval(float(middle + widening * (low - middle)), float(middle + widening * (high - middle)))
+
+
+def widening_of(tested: np.ndarray, refitted: np.ndarray) -> float:
+    """How much wider a metric spreads when models are trained on the resamples that they are tested on.
+
+    Resampled test rows alone leave out that training sets overlap with test sets and with one another (Bates 2024), and
+    intervals from them are too narrow. The bootstrap of the whole cross-validation (bootstrap case cross-validation,
+    Jiang 2008) has that spread, but a lower level, for want of different participants; so the one gives the place and
+    shape of the interval, the other its width.
+
+    Parameters
+    ----------
+    tested, refitted : ndarray of shape (b,), (b',)
+        The metric over resampled test rows, and over resamples that were trained on too.
+    """
+    spread = float(np.nanstd(tested)) if np.isfinite(tested).any() else 0.0
+    again = float(np.nanstd(refitted)) if np.isfinite(refitted).any() else 0.0
+    return max(1.0, again / spread) if spread > 0 else 1.0

@@ -138,7 +138,41 @@ def _equal_embeddings(participants: Sequence[str], embeddings: np.ndarray) -> It
                 yield tuple(sorted(pair))
 
 
-def seen_in_training(model: str, participants: Iterable[str]) -> list[Finding]:
-    """Participants whose images the model itself was trained on."""
-    shared = {f"sub-{label}" for label in participants}
-    return _finding(f"participants that {model} was trained on", shared, "Evaluate on others")
+@dataclass(frozen=True)
+class Person:
+    """A participant who is evaluated: name of the dataset's folder, label, hashes of the images."""
+
+    dataset: str
+    label: str
+    images: frozenset[str]
+
+    def with_image(self, content: str) -> Person:
+        """The same person with one image more."""
+        return Person(self.dataset, self.label, self.images | {content})
+
+
+def seen_in_training(model: str, runs: Sequence[Mapping[str, object]], people: Sequence[Person]) -> list[Finding]:
+    """People whom a model was trained on: by their images, or by label in a dataset of the same name.
+
+    The second tells people whose images were processed again, and may be wrong about datasets of a common name.
+
+    Parameters
+    ----------
+    model : str
+    runs : sequence of mapping
+        ``runs`` of the model's ``training.json``.
+    people : sequence of Person
+    """
+    contents = {run.get("content") for run in runs} - {None, ""}
+    named = {(run.get("dataset"), run.get("participant")) for run in runs}
+    by_image = {person.label for person in people if person.images & contents}
+    by_name = {person.label for person in people if (person.dataset, person.label) in named} - by_image
+    dataset = people[0].dataset if people else ""
+    kind = f"participants whose labels, in a dataset that is called {dataset} too, {model} was trained on"
+    return images_seen(model, by_image) + _finding(kind, map("sub-{}".format, by_name), "Evaluate on others")
+
+
+def images_seen(model: str, participants: Iterable[str]) -> list[Finding]:
+    """Participants whose images a model was trained on."""
+    labels = {f"sub-{label}" for label in participants}
+    return _finding(f"participants that {model} was trained on", labels, "Evaluate on others")

@@ -11,7 +11,7 @@ from neurostorm_bids.evaluation.metrics import Scores, classification_scores, me
 from neurostorm_bids.evaluation.problem import Fold, Problem
 from neurostorm_bids.evaluation.ridge import Nested, nested_ridge, nested_ridge_classifier
 
-Learner = Callable[[np.ndarray, np.ndarray, Fold], Nested]
+Learner = Callable[[np.ndarray, np.ndarray, Fold, np.ndarray | None], Nested]
 Progress = Callable[[str], None]
 FLOOR = 1e-3  # least probability that is given to a class
 
@@ -46,10 +46,15 @@ class Outcome:
         Classification: the class decided for, at equal odds of the classes. Regression: zeros.
     reference : ndarray of shape (repeats, n)
         Regression: mean of the rows that the row's model was trained on. Classification: number of its fold.
+    shares : ndarray of shape (repeats, n, k)
+        Classification: share of each class among the rows that the row's model was trained on. Regression: k = 0.
     inner : dict of (repeat, fold) to ndarray of shape (training rows, columns)
         Predictions of training rows by models that did not see them.
     permuted : dict of metric to ndarray of shape (p,)
         Mean over repeats, a value a permutation.
+    refitted : dict of metric to ndarray of shape (b,)
+        Mean over repeats, a value a resample of the rows that trained and tested the models; empty where nothing was
+        trained again.
     folds : list of (repeat, fold, penalty, n_train, n_test)
     """
 
@@ -57,9 +62,11 @@ class Outcome:
     predicted: np.ndarray
     decided: np.ndarray
     reference: np.ndarray
+    shares: np.ndarray
     inner: dict[tuple[int, str], np.ndarray]
     permuted: Scores
     folds: list[tuple[int, str, float, int, int]] = field(default_factory=list)
+    refitted: Scores = field(default_factory=dict)
 
 
 def cross_validate(
@@ -69,6 +76,7 @@ def cross_validate(
     orders: np.ndarray,
     *,
     learner: Learner | None = None,
+    weights: np.ndarray | None = None,
     progress: Progress = lambda text: None,
 ) -> Outcome:
     """Train and test on every fold, with the observed labels and with each permutation of them.
@@ -82,6 +90,8 @@ def cross_validate(
         Permutations of the rows (`permutation.permutations`); p may be 0.
     learner : callable, optional
         Ridge regression, or ridge classification, unless stated.
+    weights : ndarray of shape (b, n), optional
+        Resamples (`intervals.resamples`) on which every fold's model is trained and tested again.
     progress : callable
         Told of each fold that is done.
     """
@@ -91,50 +101,80 @@ def cross_validate(
     repeats = sorted({fold.repeat for fold in folds})
     outcome = _blank(problem, features, len(repeats))
     scores: list[list[Scores]] = []
+    again: list[list[Scores]] = []
     for number, repeat in enumerate(repeats):
-        predicted, decided, reference = _empty(problem, values.shape[1])
+        made = _Made.empty(problem, values.shape[1])
+        anew = _Made.empty(problem, 0 if weights is None else len(weights))
         for place, fold in enumerate(fold for fold in folds if fold.repeat == repeat):
-            nested = learner(features.of_fold(fold.train), labels, fold)
-            predicted[fold.test], decided[fold.test] = _as_said(problem, nested.predicted, labels[fold.train])
-            reference[fold.test] = values[fold.train].mean(axis=0) if problem.kind == "regression" else place
+            nested = learner(features.of_fold(fold.train), labels, fold, weights)
+            made.take(problem, fold, nested.predicted, values, place)
+            if weights is not None and len(weights):
+                anew.take_refitted(problem, fold, nested.refitted, weights, place)
             outcome.inner[repeat, fold.name] = nested.inner
             row = (repeat, fold.name, float(nested.penalty[0]), len(fold.train), len(fold.test))
             outcome.folds.append(row)
             progress(f"{features.name}: repeat {number + 1} of {len(repeats)}, fold {fold.name}")
-        outcome.predicted[number], outcome.decided[number] = predicted[:, 0], decided[:, 0]
-        outcome.reference[number] = reference[:, 0]
-        scores.append(
-            [
-                scores_of(problem, predicted[:, i], decided[:, i], reference[:, i], values=values[:, i])
-                for i in range(1, values.shape[1])
-            ]
-        )
+        outcome.predicted[number], outcome.decided[number] = made.predicted[:, 0], made.decided[:, 0]
+        outcome.reference[number], outcome.shares[number] = made.reference[:, 0], made.shares[:, 0]
+        scores.append([made.scores(problem, i, values=values[:, i]) for i in range(1, values.shape[1])])
+        if weights is not None and len(weights):
+            again.append([anew.scores(problem, i, weights=w[None]) for i, w in enumerate(weights)])
     outcome.permuted.update(_mean_over_repeats(problem, scores))
+    outcome.refitted.update(_mean_over_repeats(problem, again) if again else {})
     return outcome
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Predictions of all rows under several labellings, or of several trainings, as folds give them."""
+
+    predicted: np.ndarray  # (n, p, k)
+    decided: np.ndarray  # (n, p)
+    reference: np.ndarray  # (n, p)
+    shares: np.ndarray  # (n, p, classes)
+
+    @classmethod
+    def empty(cls, problem: Problem, n_labellings: int) -> _Made:
+        n_columns = 1 if problem.kind == "regression" else len(problem.classes)
+        shape = (problem.n_rows, n_labellings)
+        predicted = np.full((*shape, n_columns), np.nan, np.float32)
+        shares = np.zeros((*shape, len(problem.classes)), np.float32)
+        return cls(predicted, np.zeros(shape, np.int16), np.zeros(shape), shares)
+
+    def take(self, problem: Problem, fold: Fold, raw: np.ndarray, values: np.ndarray, place: int) -> None:
+        """The rows of a fold, under each labelling.  # (m, p, columns), (n, p)"""
+        self._take(problem, fold, raw, problem.columns(values[fold.train]).mean(axis=0), place)
+
+    def take_refitted(self, problem: Problem, fold: Fold, raw: np.ndarray, weights: np.ndarray, place: int) -> None:
+        """The rows of a fold, by each model that was trained again.  # (b, m, columns), (b, n)"""
+        of_train = weights[:, fold.train] / weights[:, fold.train].sum(axis=1, keepdims=True)  # (b, n train)
+        shares = of_train @ problem.columns(problem.values[fold.train, None])[:, 0]  # (b, columns)
+        self._take(problem, fold, raw.swapaxes(0, 1), shares, place)
+
+    def _take(self, problem: Problem, fold: Fold, raw: np.ndarray, means: np.ndarray, place: int) -> None:
+        """Predictions of a fold, and the means of what they were trained on.  # (m, p, columns), (p, columns)"""
+        if problem.kind == "regression":
+            self.predicted[fold.test], self.reference[fold.test] = raw, means[:, 0]
+            return
+        if len(problem.classes) == 2:
+            raw, means = (np.concatenate([1 - values, values], axis=-1) for values in (raw, means))
+        probabilities = as_probabilities(raw)
+        self.predicted[fold.test], self.shares[fold.test] = probabilities, means
+        self.decided[fold.test] = (probabilities / np.maximum(means, FLOOR)).argmax(axis=-1)
+        self.reference[fold.test] = place
+
+    def scores(self, problem: Problem, number: int, **given: np.ndarray) -> Scores:
+        """Metrics of one labelling or training."""
+        mine = [part[:, number] for part in (self.predicted, self.decided, self.reference, self.shares)]
+        return scores_of(problem, mine[0], mine[1], mine[2], mine[3], **given)
 
 
 def _blank(problem: Problem, features: Features, n_repeats: int) -> Outcome:
     n_columns = 1 if problem.kind == "regression" else len(problem.classes)
     predicted = np.full((n_repeats, problem.n_rows, n_columns), np.nan)
     shape = (n_repeats, problem.n_rows)
-    return Outcome(features, predicted, np.zeros(shape, int), np.zeros(shape), {}, {})
-
-
-def _empty(problem: Problem, n_labellings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n_columns = 1 if problem.kind == "regression" else len(problem.classes)
-    shape = (problem.n_rows, n_labellings)
-    return np.full((*shape, n_columns), np.nan, np.float32), np.zeros(shape, np.int16), np.zeros(shape)
-
-
-def _as_said(problem: Problem, raw: np.ndarray, trained_on: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, or probabilities and decisions.  # (m, p, columns), (n, p, columns) -> (m, p, k), (m, p)"""
-    if problem.kind == "regression":
-        return raw, np.zeros(raw.shape[:2], int)
-    shares = trained_on.mean(axis=0)  # (p, columns)
-    if len(problem.classes) == 2:
-        raw, shares = (np.concatenate([1 - values, values], axis=-1) for values in (raw, shares))
-    probabilities = as_probabilities(raw)
-    return probabilities, (probabilities / np.maximum(shares, FLOOR)).argmax(axis=-1)
+    shares = np.zeros((*shape, len(problem.classes)))
+    return Outcome(features, predicted, np.zeros(shape, int), np.zeros(shape), shares, {}, {})
 
 
 def as_probabilities(raw: np.ndarray) -> np.ndarray:
@@ -148,23 +188,30 @@ def scores_of(
     predicted: np.ndarray,
     decided: np.ndarray,
     reference: np.ndarray,
+    shares: np.ndarray,
     weights: np.ndarray | None = None,
     values: np.ndarray | None = None,
 ) -> Scores:
-    """Metrics of one repeat, over the rows that were tested.  # (n, k), (n,), (n,), (b, n) -> (b,) each"""
+    """Metrics of one repeat, over the rows that were tested.
+
+    # (n, k), (n,), (n,), (n, k), (b, n) -> (b,) each
+    """
     values = problem.values if values is None else values
     tested = ~np.isnan(predicted[:, 0])
     w = None if weights is None else weights[:, tested]
     if problem.kind == "regression":
         return regression_scores(values[tested], predicted[tested, 0].astype(float), w, reference[tested])
-    return classification_scores(values[tested], predicted[tested].astype(float), decided[tested], w, reference[tested])
+    probabilities = predicted[tested].astype(float)
+    return classification_scores(
+        values[tested], probabilities, decided[tested], w, reference[tested], shares[tested].astype(float)
+    )
 
 
 def each_repeat(
     problem: Problem, outcome: Outcome, weights: np.ndarray | None = None, values: np.ndarray | None = None
 ) -> list[Scores]:
     """Metrics of every repeat, against other values where they are given.  # (b, n), (n,) -> (b,) each"""
-    repeats = zip(outcome.predicted, outcome.decided, outcome.reference, strict=True)
+    repeats = zip(outcome.predicted, outcome.decided, outcome.reference, outcome.shares, strict=True)
     return [scores_of(problem, *repeat, weights, values) for repeat in repeats]
 
 

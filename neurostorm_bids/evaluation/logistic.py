@@ -16,8 +16,8 @@ from neurostorm_bids.evaluation.ridge import Nested
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse penalty; features of SD 1
 
 
-def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
-    """Choose the penalty on inner folds by log loss, train, predict: for every labelling anew.
+def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None = None) -> Nested:
+    """Choose the penalty on inner folds by log loss, train, predict: for every labelling and resample anew.
 
     Parameters and result are those of `ridge.nested_ridge`.
     """
@@ -32,7 +32,12 @@ def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nes
         if number == 0:
             inner = held_out
         predicted[:, number] = _fitted(features[fold.train], y[fold.train], features[fold.test], n_columns, strength)
-    return Nested(predicted, inner, penalty)
+    train, test, y = features[fold.train], features[fold.test], _classes(labels[:, 0])[fold.train]
+    refits = (
+        [] if weights is None else [_fitted(train, y, test, n_columns, 1 / penalty[0], w[fold.train]) for w in weights]
+    )
+    refitted = np.stack(refits) if refits else np.zeros((0, len(test), n_columns))
+    return Nested(predicted, inner, penalty, refitted)
 
 
 def _classes(columns: np.ndarray) -> np.ndarray:
@@ -58,8 +63,12 @@ def _log_loss(y: np.ndarray, columns: np.ndarray) -> float:
     return float(log_loss(y, probabilities, labels=np.arange(probabilities.shape[1])))
 
 
-def _fitted(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_columns: int, strength: float) -> np.ndarray:
+def _fitted(
+    x: np.ndarray, y: np.ndarray, new: np.ndarray, n_columns: int, strength: float, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Probabilities of the new rows, of the second class where there are two.  # (m, columns)"""
+    if weights is not None:
+        x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     probabilities = np.zeros((len(new), max(2, n_columns)))
     present = np.unique(y)
     if len(present) == 1:
@@ -69,6 +78,6 @@ def _fitted(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_columns: int, stren
         model = LogisticRegression(C=strength, max_iter=200)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which inner folds do not choose
-            model.fit(scaler.transform(x), y)
+            model.fit(scaler.transform(x), y, sample_weight=weights)
         probabilities[:, present] = model.predict_proba(scaler.transform(new))
     return probabilities[:, 1:] if n_columns == 1 else probabilities

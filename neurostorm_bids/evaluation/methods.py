@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neurostorm_bids.evaluation.atlas import DESCRIPTION as ATLAS
-from neurostorm_bids.evaluation.intervals import WIDENING
+from neurostorm_bids.evaluation.intervals import N_REFITS
 from neurostorm_bids.evaluation.problem import Problem
 
 REFERENCES = """
 - Abraham A, et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 8:14 (2014).
+- Bates S, Hastie T, Tibshirani R. Cross-validation: what does it estimate and how well does it do it? J Am Stat Assoc
+  119:1434-1445 (2024).
 - Cole JH, et al. Brain age predicts mortality. Mol Psychiatry 23:1385-1392 (2018).
 - Efron B, Tibshirani RJ. An Introduction to the Bootstrap. Chapman & Hall (1993).
 - He T, et al. Deep neural networks and kernel regression achieve comparable accuracies for functional connectivity
   prediction of behavior and demographics. NeuroImage 206:116276 (2020).
+- Jiang W, Varma S, Simon R. Calculating confidence intervals for prediction error in microarray classification using
+  resampling. Stat Appl Genet Mol Biol 7:8 (2008).
 - Ledoit O, Wolf M. A well-conditioned estimator for large-dimensional covariance matrices. J Multivar Anal 88:365-411
   (2004).
 - Nadeau C, Bengio Y. Inference for the generalization error. Mach Learn 52:239-281 (2003).
@@ -45,8 +49,10 @@ def _paragraph(problem: Problem, design: Mapping[str, Any]) -> str:
         "alone. The same folds served every set of features. Metrics were computed over all tested rows and averaged "
         f"over repeats. 95 % intervals are percentiles of {design['Resamples']} bootstrap resamples of "
         f"{'families' if design.get('GroupBy') else 'participants'} (Efron & Tibshirani 1993), "
-        f"widened by {WIDENING:g} for the overlap of training and test sets (Nadeau & Bengio 2003); the SD over "
-        "repeats is given beside them and is no interval (Varoquaux 2017). p values are one-sided and come from "
+        f"widened about their median to the spread over {min(N_REFITS, design['Resamples'])} resamples on which all "
+        "models were also trained again (bootstrap case cross-validation, Jiang 2008), penalties kept, since training "
+        "sets overlap with test sets (Bates 2024); the SD over repeats is given beside them and is no interval "
+        f"(Varoquaux 2017). {_of_tuned(design)}p values are one-sided and come from "
         f"{design['Permutations']} permutations of the labels{within}, families of one size trading places as wholes "
         "(Winkler 2015), each going through the whole nested procedure. Functional connectivity was computed with "
         "nilearn (Abraham 2014) as Ledoit-Wolf shrunk correlations and as tangent vectors around the mean of the "
@@ -60,6 +66,16 @@ def _learner(problem: Problem, design: Mapping[str, Any]) -> str:
     if design.get("Classifier") == "logistic":
         return "logistic regression (scikit-learn; Pedregosa 2011)"
     return "ridge classification (indicators of the classes, decisions at equal odds)"
+
+
+def _of_tuned(design: Mapping[str, Any]) -> str:
+    if not design.get("Tuned"):
+        return ""
+    return (
+        f"{design['Tuned']} was fine-tuned beforehand; its recorded test predictions were judged, its intervals "
+        "widened by sqrt(1 + tested / trained) where there were several folds (Nadeau & Bengio 2003), and its p comes "
+        "from labels permuted among tested rows without training again. Of all others, "
+    )
 
 
 def _scheme(design: Mapping[str, Any]) -> str:

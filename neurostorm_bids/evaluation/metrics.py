@@ -18,6 +18,7 @@ Scores = dict[str, np.ndarray]
 REGRESSION = ("r2", "mae", "pearson", "spearman")
 CLASSIFICATION = ("balanced_accuracy", "auroc", "auprc", "accuracy", "brier", "ece")
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece"})
+WITHOUT_INTERVAL = frozenset({"ece"})  # biased upwards in small samples: no interval covers what a large one shows
 LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
 MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others
 N_BINS = 10  # of the expected calibration error
@@ -119,6 +120,7 @@ def classification_scores(
     decided: np.ndarray,
     weights: np.ndarray | None = None,
     fold: np.ndarray | None = None,
+    shares: np.ndarray | None = None,
 ) -> Scores:
     """Metrics of class probabilities and of the classes decided for.
 
@@ -130,6 +132,9 @@ def classification_scores(
     weights : ndarray of shape (b, n), optional
     fold : ndarray of shape (n,), optional
         Which model each row comes from: the AUROC compares rows of one model with one another, never of two.
+    shares : ndarray of shape (n, classes), optional
+        Share of each class among the rows that each row's model was trained on. The AUPRC ranks odds over these odds:
+        the others hold fewer of a class where a fold holds more, which pulls it down.
 
     Returns
     -------
@@ -142,15 +147,21 @@ def classification_scores(
     recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
     scored = range(n_classes) if n_classes > 2 else (1,)
     parts = [slice(None)] if fold is None else [fold == name for name in np.unique(fold)]
+    levelled = probabilities if shares is None else _log_odds(probabilities) - _log_odds(shares)
     squares = ((probabilities - occurred) ** 2).sum(axis=1)
     return {
         "balanced_accuracy": _mean(list(recalls.T)),
         "auroc": _mean([_concordance(probabilities[:, k], occurred[:, k], w, parts) for k in scored]),
-        "auprc": _mean([_precision(probabilities[:, k], occurred[:, k], w) for k in scored]),
+        "auprc": _mean([_precision(levelled[:, k], occurred[:, k], w) for k in scored]),
         "accuracy": w @ right / w.sum(axis=1),
         "brier": w @ squares / w.sum(axis=1),
         "ece": calibration_error(y, probabilities, w),
     }
+
+
+def _log_odds(shares: np.ndarray) -> np.ndarray:
+    inside = np.clip(shares, 1e-6, 1 - 1e-6)
+    return np.log(inside / (1 - inside))
 
 
 def _mean(of_classes: list[np.ndarray]) -> np.ndarray:

@@ -7,10 +7,11 @@ are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from neurostorm_bids.evaluation.problem import Fold
 
@@ -70,11 +71,60 @@ class Decomposition:
             predicted[:, columns] = self._predict(penalties[number], projected[:, columns])
         return predicted + labels.mean(axis=0)
 
+    def refitted(self, labels: np.ndarray, weights: np.ndarray, chosen: int) -> np.ndarray:
+        """Predictions of the new rows by models whose training rows count as often as stated.
+
+        With K = X X', ``(K + c W^-1)^-1`` (labels, 1) gives the dual weights of the labels and of the free intercept;
+        where features are fewer than rows, the same equations are solved among the features.
+
+        Parameters
+        ----------
+        labels : ndarray of shape (n, k)
+        weights : ndarray of shape (b, n)
+        chosen : int
+            Number of the penalty.
+
+        Returns
+        -------
+        ndarray of shape (b, m, k)
+        """
+        train = (self.left * self.singular).astype(np.float64)  # (n, r), the features in other coordinates
+        penalty = self._penalties()[chosen]
+        solve = self._solved_primal if train.shape[1] < len(train) / 2 else self._solved_dual(train)
+        return np.stack([solve(train, labels, of_one, penalty) for of_one in weights])
+
+    def _solved_primal(self, train: np.ndarray, labels: np.ndarray, w: np.ndarray, penalty: float) -> np.ndarray:
+        total = w.sum()
+        x_mean, y_mean = w @ train / total, w @ labels / total
+        x = train - x_mean
+        slopes = _positive_solve((x.T * w) @ x + penalty * np.eye(x.shape[1]), (x.T * w) @ (labels - y_mean))
+        return (self.new - x_mean) @ slopes + y_mean
+
+    def _solved_dual(self, train: np.ndarray) -> Callable[..., np.ndarray]:
+        kernel, to_new = train @ train.T, self.new @ train.T  # (n, n), (m, n)
+
+        def solve(train: np.ndarray, labels: np.ndarray, w: np.ndarray, penalty: float) -> np.ndarray:
+            kept = np.flatnonzero(w > 0)
+            inner = kernel[np.ix_(kept, kept)] + np.diag(penalty / w[kept])
+            both = _positive_solve(inner, np.concatenate([labels[kept], np.ones((len(kept), 1))], axis=1))
+            of_labels, of_one = both[:, :-1], both[:, -1:]
+            intercept = of_labels.sum(axis=0) / of_one.sum()
+            return to_new[:, kept] @ (of_labels - of_one * intercept) + intercept
+
+        return solve
+
     def _penalties(self) -> np.ndarray:
         return PENALTIES * (np.mean(self.singular**2) if self.singular.size else 1.0)
 
     def _predict(self, penalty: float, projected: np.ndarray) -> np.ndarray:
         return (self.new * (self.singular / (self.singular**2 + penalty))) @ projected
+
+
+def _positive_solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve with a positive definite matrix, which may be overwritten.  # (n, n), (n, k) -> (n, k)"""
+    if not len(matrix):
+        return np.zeros((0, right.shape[1]))
+    return cho_solve(cho_factor(matrix, overwrite_a=True, check_finite=False), right, check_finite=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +138,14 @@ class Nested:
     inner : ndarray of shape (training rows, k)
         Of the observed labels (the first of p): predictions by models that did not see the row, to calibrate on.
     penalty : ndarray of shape (p,)
+    refitted : ndarray of shape (b, test rows, k)
+        Of the observed labels: predictions of models trained on resampled training rows, penalty and calibration kept.
     """
 
     predicted: np.ndarray
     inner: np.ndarray
     penalty: np.ndarray
+    refitted: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +184,7 @@ class Held:
         return len(PENALTIES) - 1 - (errors <= least)[::-1].argmax(axis=0)
 
 
-def nested_ridge(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
+def nested_ridge(features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None = None) -> Nested:
     """Choose the penalty on inner folds of the training rows, train, and predict the test rows.
 
     Parameters
@@ -140,50 +193,78 @@ def nested_ridge(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested
     labels : ndarray of shape (n, p, k)
         p labellings of the rows, the observed one first, of k columns; the columns of one share their penalty.
     fold : Fold
+    weights : ndarray of shape (b, n), optional
+        How often each row counts in the trainings behind ``Nested.refitted``.
 
     Returns
     -------
     Nested
     """
-    return _nested(features, labels, fold)[0]
+    return _nested(features, labels, fold, weights)[0]
 
 
-def nested_ridge_classifier(features: np.ndarray, labels: np.ndarray, fold: Fold) -> Nested:
+def nested_ridge_classifier(
+    features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None = None
+) -> Nested:
     """`nested_ridge` on indicators of the classes, whose scores become probabilities.
 
     Held-out scores of the inner folds say where a class lies and how far its rows scatter; two normal distributions of
     one variance then give the odds. Scores that are no higher in the class than outside give little but its share.
     """
-    nested, held, chosen = _nested(features, labels, fold)
+    nested, held, chosen = _nested(features, labels, fold, weights)
     n_columns, y = labels.shape[2], labels[fold.train]  # (n, p, k)
     columns = np.arange(y.shape[1] * n_columns).reshape(-1, n_columns)
     z, zy, zz = (sums[chosen[:, None], columns] for sums in (held.z, held.zy, held.zz))  # (p, k)
-    slope, middle, share = _odds(z, zy, zz, y.sum(axis=0), len(y))
-
-    def probabilities(scores: np.ndarray, of: slice) -> np.ndarray:
-        odds = share[of] * np.exp(np.clip(slope[of] * (scores - middle[of]), -30, 30))
-        return odds / (1 - share[of] + odds)
-
-    inner = probabilities(nested.inner[:, None], slice(0, 1))[:, 0]
-    return Nested(probabilities(nested.predicted, slice(None)), inner, nested.penalty)
-
-
-def _odds(
-    z: np.ndarray, zy: np.ndarray, zz: np.ndarray, n_in: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slope and middle of the log odds of each class, and its share.  # (p, k) each"""
-    inside, outside = zy / np.maximum(n_in, 1), (z - zy) / np.maximum(n - n_in, 1)
-    scatter = np.maximum((zz - n_in * inside**2 - (n - n_in) * outside**2) / n, 1e-9)
-    # never flat: decisions stay those of the scores, and permuted labellings do not tie
-    slope = np.maximum((inside - outside) / scatter, LEAST_SLOPE / np.sqrt(scatter))
-    return slope, (inside + outside) / 2, n_in / n
+    odds = _Odds.of(z, zy, zz, y.sum(axis=0), len(y))
+    inner = odds.of_observed().probabilities(nested.inner[:, None])[:, 0]
+    refitted = nested.refitted
+    if len(refitted) and weights is not None:
+        shares = weights[:, fold.train] @ y[:, 0] / weights[:, fold.train].sum(axis=1, keepdims=True)  # (b, k)
+        refitted = odds.of_observed().moved_to(shares).probabilities(refitted.swapaxes(0, 1)).swapaxes(0, 1)
+    return Nested(odds.probabilities(nested.predicted), inner, nested.penalty, refitted)
 
 
-def _nested(features: np.ndarray, labels: np.ndarray, fold: Fold) -> tuple[Nested, Held, np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class _Odds:
+    """Log odds of each class by its score: slope and middle, and the share of the class.  # (p, k) each"""
+
+    slope: np.ndarray
+    middle: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, z: np.ndarray, zy: np.ndarray, zz: np.ndarray, n_in: np.ndarray, n: int) -> _Odds:
+        """From sums over held-out scores z and labels y, and the number of rows in each class."""
+        inside, outside = zy / np.maximum(n_in, 1), (z - zy) / np.maximum(n - n_in, 1)
+        scatter = np.maximum((zz - n_in * inside**2 - (n - n_in) * outside**2) / n, 1e-9)
+        # never flat: decisions stay those of the scores, and permuted labellings do not tie
+        slope = np.maximum((inside - outside) / scatter, LEAST_SLOPE / np.sqrt(scatter))
+        return cls(slope, (inside + outside) / 2, n_in / n)
+
+    def of_observed(self) -> _Odds:
+        """Those of the first labelling."""
+        return _Odds(self.slope[:1], self.middle[:1], self.share[:1])
+
+    def moved_to(self, share: np.ndarray) -> _Odds:
+        """The same with other shares of the classes, which move the scores with them.  # (b, k)"""
+        return _Odds(self.slope, self.middle + share - self.share, np.clip(share, 1e-3, 1 - 1e-3))
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Probability of each class.  # (n, p, k)"""
+        odds = self.share * np.exp(np.clip(self.slope * (scores - self.middle), -30, 30))
+        return odds / (1 - self.share + odds)
+
+
+def _nested(
+    features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None
+) -> tuple[Nested, Held, np.ndarray]:
     train, n_columns = fold.train, labels.shape[2]
     x, y = features[train], labels[train].reshape(len(train), -1)  # (n, p k)
     held = Held.of(x, y, n_columns, fold)
     chosen = held.best_penalty(y, n_columns)
-    predicted = Decomposition.of(x, features[fold.test]).predict(y, np.repeat(chosen, n_columns))
-    predicted = predicted.reshape(len(fold.test), -1, n_columns)
-    return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen]), held, chosen
+    parts = Decomposition.of(x, features[fold.test])
+    predicted = parts.predict(y, np.repeat(chosen, n_columns)).reshape(len(fold.test), -1, n_columns)
+    refitted = np.zeros((0, len(fold.test), n_columns))
+    if weights is not None and len(weights):
+        refitted = parts.refitted(y[:, :n_columns], weights[:, train], int(chosen[0]))
+    return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen], refitted), held, chosen

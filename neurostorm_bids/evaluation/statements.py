@@ -51,11 +51,14 @@ MEANINGS = {
 }
 
 
-def statements(problem: Problem, summary: Summary, models: Sequence[str]) -> list[str]:
-    """Sentences on each model, then on the controls and comparisons that are at chance or not."""
+def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed: Sequence[str] = ()) -> list[str]:
+    """Sentences on each model, then on the controls and comparisons that are at chance or not.
+
+    ``fixed`` are models whose training was not repeated with permuted labels.
+    """
     metric = metrics_of(problem.kind)[0]
     names = list(dict.fromkeys(row.features for row in summary.rows))
-    said = [_above_chance(summary.row(name, metric), metric) for name in names if name != "chance"]
+    said = [_above_chance(summary.row(name, metric), metric, name in fixed) for name in names if name != "chance"]
     for number, model in enumerate(models):
         for name in (name for name in names if name not in models[: number + 1]):
             difference = summary.difference(model, name, metric)
@@ -69,12 +72,13 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str]) -> lis
     return said
 
 
-def _above_chance(row: MetricRow, metric: str) -> str:
+def _above_chance(row: MetricRow, metric: str, fixed: bool) -> str:
     figures = f"{metric} {row.value:.3f} [{row.interval.low:.3f}, {row.interval.high:.3f}]"
     if not row.n_permutations:
         return f"{row.features}: {figures}; no permutations were asked for."
     verdict = "above chance" if row.p <= ALPHA else "not above chance"
-    return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations)."
+    how = " without training again" if fixed else ""
+    return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations{how})."
 
 
 def verdict_of(difference: Difference, metric: str) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurostorm_bids.evaluation.intervals import Interval, percentile
+from neurostorm_bids.evaluation.intervals import Interval, percentile, widening_of
 from neurostorm_bids.evaluation.learning import Outcome, each_repeat
-from neurostorm_bids.evaluation.metrics import LEAST, MOST, Scores, metrics_of
+from neurostorm_bids.evaluation.metrics import LEAST, MOST, WITHOUT_INTERVAL, Scores, metrics_of
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -73,15 +73,18 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
     """
     observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
     resampled = {name: over_repeats(problem, outcome, weights) for name, outcome in outcomes.items()}
+    refitted = {name: outcome.refitted for name, outcome in outcomes.items()}
     rows, differences = [], []
     for name, outcome in outcomes.items():
         for metric in metrics_of(problem.kind):
-            rows.append(_row(name, metric, observed[name][metric], resampled[name][metric], outcome.permuted))
+            interval = _interval(metric, resampled[name], outcome.refitted)
+            rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
     for model in models:
         for name in (name for name in outcomes if name != model):
             for metric in metrics_of(problem.kind):
                 value = float(observed[model][metric].mean() - observed[name][metric].mean())
-                interval = percentile(resampled[model][metric] - resampled[name][metric])
+                between = [_difference(of[model], of[name]) for of in (resampled, refitted)]
+                interval = _interval(metric, between[0], between[1])
                 differences.append(Difference(model, name, metric, value, interval))
     return Summary(tuple(rows), tuple(differences))
 
@@ -98,18 +101,23 @@ def over_repeats(problem: Problem, outcome: Outcome, weights: np.ndarray) -> Sco
     return {metric: np.mean([scores[metric] for scores in each], axis=0) for metric in metrics_of(problem.kind)}
 
 
-def _row(name: str, metric: str, observed: np.ndarray, resampled: np.ndarray, permuted: Scores) -> MetricRow:
+def _difference(one: Scores, other: Scores) -> Scores:
+    """Metric by metric, paired; empty where one of the two was not trained again."""
+    return {metric: one[metric] - other[metric] for metric in one if metric in other}
+
+
+def _interval(metric: str, resampled: Scores, refitted: Scores) -> Interval:
+    """The interval of a metric or a difference; none where no interval is known to cover."""
+    if metric in WITHOUT_INTERVAL:
+        return Interval(float("nan"), float("nan"))
+    return percentile(resampled[metric], widening_of(resampled[metric], refitted.get(metric, np.zeros(0))))
+
+
+def _row(name: str, metric: str, observed: np.ndarray, interval: Interval, permuted: Scores) -> MetricRow:
     value, null = float(observed.mean()), permuted[metric]
     spread = float(observed.std(ddof=1)) if len(observed) > 1 else float("nan")
-    return MetricRow(
-        name,
-        metric,
-        value,
-        _within(metric, percentile(resampled)),
-        spread,
-        p_value(metric, value, null),
-        int(null.size),
-    )
+    p = p_value(metric, value, null)
+    return MetricRow(name, metric, value, _within(metric, interval), spread, p, int(null.size))
 
 
 def _within(metric: str, interval: Interval) -> Interval:

@@ -39,7 +39,7 @@ def _input_table(description: ModelDescription) -> str:
 
 
 def _targets(description: ModelDescription) -> str:
-    lines = [f"- `{target.name}`: {_target(target)}" for target in description.targets]
+    lines = [f"- `{target.name}`: {_target(target)}{_calibration(target)}" for target in description.targets]
     return "\n".join(lines) or "None: embeddings only."
 
 
@@ -51,6 +51,15 @@ def _target(target: Target) -> str:
     if target.mean is None:
         return "regression, scaler unknown: values are in standard units unless --target-scaler states it"
     return f"regression in {target.unit or 'unstated units'} (offset {target.mean:g}, scale {target.std:g})"
+
+
+def _calibration(target: Target) -> str:
+    if not target.n_calibrated:
+        return "" if target.kind == "retrieval" else "; not calibrated"
+    by = f"on {target.n_calibrated} validation participants"
+    if target.half_width is None:
+        return f"; calibrated {by}, temperature {target.temperature:.3g}"
+    return f"; 95 % interval of a run +- {target.half_width:.3g}, calibrated {by}"
 
 
 def _architecture(description: ModelDescription) -> str:

@@ -58,7 +58,9 @@ class Target:
     ``mean`` and ``std`` (natural units) undo the scaling of a regression target, ``value = mean + std * output``;
     None means that nobody stated them, and predictions are then in standard units and say so. Of a target that was
     scaled to its range (``scaling`` "minmax"), ``mean`` is the training minimum and ``std`` the range above it.
-    ``temperature`` divides the logits of a classification (calibration).
+    Calibration, on ``n_calibrated`` validation participants: ``temperature`` divides the logits of a classification;
+    ``half_width`` (natural units) is half of the interval that covers a run of a new participant with 95 %, None where
+    the participants were too few.
     """
 
     name: str
@@ -70,3 +72,5 @@ class Target:
     std: float | None = None
     scaling: Scaling = "standard"
     temperature: float = 1.0
+    half_width: float | None = None
+    n_calibrated: int = 0

@@ -156,6 +156,10 @@ def _target_to_json(target: Target) -> dict[str, Any]:
     entries: dict[str, Any] = asdict(target) | {"classes": list(target.classes)}
     entries |= {name: float(entries[name]) for name in ("mean", "std") if entries[name] is not None}
     entries["calibration"] = {"temperature": float(entries.pop("temperature"))}
+    half_width, n = entries.pop("half_width"), entries.pop("n_calibrated")
+    # only where they say something: models that nobody calibrated keep their hashes
+    entries["calibration"] |= {} if half_width is None else {"half_width": float(half_width)}
+    entries["calibration"] |= {"participants": n} if n else {}
     return entries
 
 
@@ -403,7 +407,7 @@ def _target_from_json(entries: Entries) -> Target:
     entries.only(*("name", "kind", "head", "unit", "classes", "mean", "std", "scaling", "calibration"))
     kind = entries.choice("kind", tuple(HEADS))
     calibration = entries.entries("calibration")
-    calibration.only("temperature")
+    calibration.only("temperature", "half_width", "participants")
     target = Target(
         name=entries.match("name", _TARGET_NAME),
         kind=cast(TargetKind, kind),
@@ -414,6 +418,8 @@ def _target_from_json(entries: Entries) -> Target:
         std=None if entries.get("std") is None else entries.number("std", 1e-12, 1e12),
         scaling=cast(Any, entries.choice("scaling", ("standard", "minmax"))),
         temperature=calibration.number("temperature", 1e-3, 1e3),
+        half_width=calibration.number("half_width", 0, 1e12) if "half_width" in calibration.values else None,
+        n_calibrated=calibration.integer("participants", 1, 10**9) if "participants" in calibration.values else 0,
     )
     _check_target(entries, target)
     return target
@@ -424,6 +430,10 @@ def _check_target(entries: Entries, target: Target) -> None:
         raise entries.fault(f"{entries.where} has half a scaler", "mean and std, or neither (null)")
     if target.kind != "regression" and target.mean is not None:
         raise entries.fault(f"{entries.where} is a {target.kind} with a scaler", "a scaler for a regression only")
+    if target.half_width is not None and target.mean is None:
+        raise entries.fault(
+            f"{entries.where} has the width of an interval and no scaler", "half_width with mean and std"
+        )
     if (target.kind == "classification") != bool(target.classes) or len(target.classes) == 1:
         raise entries.fault(
             f"{entries.where} is a {target.kind} with {len(target.classes)} classes",

@@ -149,6 +149,11 @@ class Model:
         """Targets of the model and of its packs, with the scalers stated."""
         return tuple(target for branch in self._branches for target in branch.description.targets)
 
+    def description_of(self, target: str) -> ModelDescription:
+        """The description, of the model itself or of a pack, that a target belongs to."""
+        found = (branch.description for branch in self._branches)
+        return next(d for d in found if any(one.name == target for one in d.targets))
+
     @property
     def trained(self) -> bool:
         """False: a random start; embeddings mean nothing."""
@@ -163,6 +168,19 @@ class Model:
     def encoder(self) -> Encoder:
         """The encoder of the model itself."""
         return self._branches[0].encoder
+
+    def branch_of(self, target: str) -> Branch:
+        """The encoder and heads, of the model itself or of a pack, that predict a target.
+
+        Raises
+        ------
+        KeyError
+            It predicts no such target.
+        """
+        for branch in self._branches:
+            if target in branch.heads:
+                return branch
+        raise KeyError(target)
 
     @property
     def backbone(self) -> Backbone:

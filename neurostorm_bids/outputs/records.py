@@ -139,6 +139,8 @@ class TargetRow:
         Classification: each class and its mean probability over clips.
     in_distribution
         Whether the run resembles the training data; None where the model cannot say.
+    interval
+        Regression: 95 % prediction interval by the calibration of the model; None where there is none.
     """
 
     target: str
@@ -150,6 +152,7 @@ class TargetRow:
     clip_sd: float | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
     in_distribution: bool | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

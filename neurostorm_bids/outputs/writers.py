@@ -74,7 +74,8 @@ def write_predictions(output_dir: Path, run: RunRecord, model: ModelRecord, targ
     """
     path = _files(output_dir, run, model).predictions
     description = f"Predictions of the model {model.name}, a row per target. Not for clinical use."
-    return _write_table(path, run, model, description, [*_target_columns(targets), *_class_columns(targets)])
+    columns = [*_target_columns(targets), *_interval_columns(targets), *_class_columns(targets)]
+    return _write_table(path, run, model, description, columns)
 
 
 def _target_columns(targets: Sequence[TargetRow]) -> list[Column]:
@@ -99,6 +100,22 @@ def _target_columns(targets: Sequence[TargetRow]) -> list[Column]:
             [row.in_distribution for row in targets],
             "Whether the run resembles the model's training data; n/a where the model cannot say.",
         ),
+    ]
+
+
+def _interval_columns(targets: Sequence[TargetRow]) -> list[Column]:
+    """Ends of the calibrated intervals, where a target has one."""
+    if not any(row.interval for row in targets):
+        return []
+    ends = [row.interval or (None, None) for row in targets]
+    text = (
+        "end of the 95 % prediction interval for a run of a new person like those that the model was calibrated on "
+        "(held-out validation participants), in the unit of its row; n/a without calibration, and for a run that does "
+        "not resemble the training data."
+    )
+    return [
+        Column("interval_low", [low for low, _ in ends], f"Lower {text}"),
+        Column("interval_high", [high for _, high in ends], f"Upper {text}"),
     ]
 
 

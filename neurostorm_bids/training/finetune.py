@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,8 +69,21 @@ class Tuning:
 
 
 @dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run that was trained on: mean embedding of its clips (d,), and what the store notes of it."""
+
+    participant: str
+    embedding: np.ndarray
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Tuned:
-    """What came of it; ``test`` holds outputs for clips of test participants, computed after training had ended."""
+    """What came of it; ``test`` holds outputs for clips of test participants, computed after training had ended.
+
+    ``validation`` holds those of validation participants. ``trained_on`` describes the training runs under the model
+    that embeds at the participant level: the backbone of a pack, the whole model itself.
+    """
 
     encoder: Encoder
     head: nn.Module
@@ -79,6 +92,8 @@ class Tuned:
     test: tuple[ClipOutput, ...]
     n_trained: int
     n_weights: int
+    validation: tuple[ClipOutput, ...] = ()
+    trained_on: tuple[TrainedRun, ...] = ()
 
 
 def tune(
@@ -118,11 +133,13 @@ def tune(
     device = device_of(course)
     encoder.to(device).eval(), head.to(device).eval()
     test = outputs_on_test(plan, encoder, head, stretches, split.test, course)
+    held_out = _outputs_on(plan, encoder, head, stretches, split.validation, course)
+    trained_on = _trained_on(plan, encoder, stretches, split.train, course)
     encoder.to("cpu"), head.to("cpu")
     prompts = sum(w.numel() for name, w in encoder.named_parameters() if plan.method == "full" or _is_prompt(name))
     n_head = sum(weight.numel() for weight in head.parameters())
     n_encoder = sum(weight.numel() for weight in encoder.parameters())
-    return Tuned(encoder, head, target, outcome, test, prompts + n_head, n_encoder + n_head)
+    return Tuned(encoder, head, target, outcome, test, prompts + n_head, n_encoder + n_head, held_out, trained_on)
 
 
 def _is_prompt(name: str) -> bool:
@@ -305,9 +322,23 @@ def outputs_on_test(
     participants: Iterable[str],
     course: Course,
 ) -> tuple[ClipOutput, ...]:
-    """What the head makes of every clip of some participants."""
-    found = stretches.of(participants, fixed=True)
+    """What the head makes of every clip of some participants, who must have clips."""
+    found = _outputs_on(plan, encoder, head, stretches, participants, course)
     _require(found, "test")
+    return found
+
+
+def _outputs_on(
+    plan: Tuning,
+    encoder: Encoder,
+    head: nn.Module,
+    stretches: _Stretches,
+    participants: Iterable[str],
+    course: Course,
+) -> tuple[ClipOutput, ...]:
+    found = stretches.of(participants, fixed=True)
+    if not found:
+        return ()
     only = [stretch for stretch, _ in found]
     if plan.method == "linear":
         features = torch.from_numpy(_embeddings(plan, encoder, only, stretches, course)).to(device_of(course))
@@ -318,6 +349,26 @@ def outputs_on_test(
     return tuple(
         ClipOutput(label.participant, stretch.run.name, stretch.first, label.value, row)
         for (stretch, label), row in zip(found, rows, strict=True)
+    )
+
+
+def _trained_on(
+    plan: Tuning, encoder: Encoder, stretches: _Stretches, participants: Iterable[str], course: Course
+) -> tuple[TrainedRun, ...]:
+    """Mean embeddings of the training runs, whole as the participant level embeds them."""
+    runs = [run for people in stretches.people(participants) for run in people]
+    parts = [list(whole_run_stretches(run, stretches.clip_frames, fixed=True)) for run in runs]
+    only = [stretch for part in parts for stretch in part]
+    if plan.method == "full":
+        rows = _outputs(lambda clips: pool(encoder(clips)), only, stretches, course)
+    else:
+        plain = encoder if plan.method == "linear" else build_encoder(replace(plan, method="linear"), course.seed)
+        rows = _embeddings(plan, plain.to(device_of(course)).eval(), only, stretches, course)
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    return tuple(
+        TrainedRun(run.participant, of_run.mean(axis=0), run.stored.info.notes)
+        for run, of_run in zip(runs, np.split(rows, ends), strict=True)
+        if len(of_run)
     )
 
 
