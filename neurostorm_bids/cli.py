@@ -485,7 +485,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_version(verbose=any(token in arguments for token in ("-v", "-vv", "--verbose")))
     try:
         settings = parse_settings(arguments)
-        return _run(settings)
+        return _run(settings, arguments)
     except NeurostormError as error:
         print(f"neurostorm: {error}", file=sys.stderr)
         if "--debug" in arguments:
@@ -496,7 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, arguments: Sequence[str]) -> int:
     from neurostorm_bids.environment import prepare
 
     prepare(settings)
@@ -506,7 +506,7 @@ def _run(settings: Settings) -> int:
         return run_group(settings)
     from neurostorm_bids.participant import run_participant
 
-    return run_participant(settings)
+    return run_participant(settings, ["neurostorm", *arguments])
 
 
 def _print_version(*, verbose: bool) -> int:

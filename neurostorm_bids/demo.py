@@ -104,11 +104,12 @@ def _where_to_look(folder: Path, seconds: float) -> str:
 
     results = folder / "neurostorm"
     table = min(results.glob("sub-*/**/*_embedding.tsv"))
+    report = results / f"{table.relative_to(results).parts[0]}.html"
     lines = [
         f"\nDone in {seconds:.0f} s. Where to look:",
+        f"  {report}\n      the report of one participant: open it in a browser. group.html beside it is that of all",
         f"  {table}\n      the embedding of one run, a row per clip; the .json beside it says how it was made",
         f"  {results / 'phenotype' / 'neurostorm_embeddings.tsv'}\n      a row per participant and session",
-        f"  {results / 'README.md'}\n      what every other file is",
     ]
     if not read_sidecar(table)["Model"]["Trained"]:
         lines.append("The demo model was never trained: its numbers show the format and say nothing about people.")

@@ -136,6 +136,12 @@ class NothingToAggregate(NeurostormError):
     exit_code = NO_INPUT
 
 
+class NothingToReport(NeurostormError):
+    """An output folder without results of the participants that a report was asked for."""
+
+    exit_code = NO_INPUT
+
+
 # --- model files ------------------------------------------------------------------------------------------------
 
 

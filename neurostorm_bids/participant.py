@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from neurostorm_bids.errors import (
     SOME_RUNS_FAILED,
     NeurostormError,
     OutputNotWritable,
+    NothingToReport,
     TargetScalerInvalid,
     TransformUnavailable,
 )
@@ -37,21 +39,31 @@ from neurostorm_bids.outputs import (
     write_text,
 )
 from neurostorm_bids.outputs.names import APP_DESC
+from neurostorm_bids.outputs.dataset import check_own_folder, write_bidsignore
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
 from neurostorm_bids.report.figures import figures_whole
+from neurostorm_bids.progress import Progress, summary
 from neurostorm_bids.resume import run_key
+from neurostorm_bids.report.participant import needs_report, write_participant_report
+from neurostorm_bids.report.results import COMMAND
 from neurostorm_bids.settings import Settings, to_toml
 from neurostorm_bids.space import choose_route
 from neurostorm_bids.workflow import Outcome, Task, execute
 
 
-def run_participant(settings: Settings) -> int:
-    """Run the participant level; returns the exit code (0, 1 or 65; other codes come as errors)."""
+def run_participant(settings: Settings, command: Sequence[str] = ()) -> int:
+    """Run the participant level; returns the exit code (0, 1 or 65; other codes come as errors).
+
+    ``command`` is what the user typed, for the reports.
+    """
     if settings.boilerplate_only:
         print(citation_text())
         return OK
     scratch = _scratch_folder(settings)
+    if settings.reports_only:
+        return rebuild_reports(settings)
+    started = time.monotonic()
     selection = find_runs(settings, scratch)
     requests, models = load_models(settings)
     for warning in selection.warnings:
@@ -62,10 +74,11 @@ def run_participant(settings: Settings) -> int:
     _open_output(settings, selection, models)
     settings = settle_transforms(selection.runs, models, settings)
     tasks, skipped = _tasks(selection, requests, models, settings, scratch)
-    _log_settings(tasks, settings, scratch.name)
+    _log_settings(tasks, settings, scratch.name, command)
     outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
     _open_output(settings, selection, models)  # again: what somebody removed meanwhile comes back
-    return conclude(selection.rejected, outcomes, settings)
+    faults = write_reports(_to_report(selection.runs, tasks, settings), settings)
+    return conclude(selection.rejected, outcomes, settings, time.monotonic() - started, faults)
 
 
 def load_models(settings: Settings) -> tuple[list[ModelRequest], list[Model]]:
@@ -242,10 +255,16 @@ def _route_offline(run: BoldRun, model: Model, settings: Settings) -> str | None
         return None
 
 
-def _log_settings(tasks: Sequence[Task], settings: Settings, call_id: str) -> None:
+def _log_settings(tasks: Sequence[Task], settings: Settings, call_id: str, command: Sequence[str]) -> None:
     """The settings of this call beside the results of every participant that it works on."""
-    for participant in sorted({task.arguments[0].participant for task in tasks}):
-        write_text(settings.output_dir / f"sub-{participant}" / "log" / call_id / "neurostorm.toml", to_toml(settings))
+    typed = f"{COMMAND}{json.dumps(list(command))}\n" if command else ""
+    for participant in _participants(tasks):
+        folder = settings.output_dir / f"sub-{participant}" / "log" / call_id
+        write_text(folder / "neurostorm.toml", typed + to_toml(settings))
+
+
+def _participants(tasks: Sequence[Task]) -> list[str]:
+    return sorted({task.arguments[0].participant for task in tasks})
 
 
 def _perform(tasks: Sequence[Task], settings: Settings, scratch: Path, *, n_skipped: int) -> list[Outcome]:
@@ -253,49 +272,75 @@ def _perform(tasks: Sequence[Task], settings: Settings, scratch: Path, *, n_skip
         return []
     at_once, threads = min(len(tasks), runs_at_once(settings)), threads_per_run(settings)
     done = f", {n_skipped} already done" if n_skipped else ""
-    _say(settings, f"{len(tasks)} runs to process{done}; {at_once} at a time with {threads} threads each")
-    started, heard = time.monotonic(), []
-
-    def announce(outcome: Outcome) -> None:
-        heard.append(outcome)
-        _say(settings, progress_line(outcome, len(heard), len(tasks), time.monotonic() - started))
-
-    return execute(tasks, settings, scratch, announce)
+    with Progress(len(tasks), quiet=settings.quiet) as progress:
+        progress.say(f"{len(tasks)} runs to process{done}; {at_once} at a time with {threads} threads each")
+        return execute(tasks, settings, scratch, progress.ended)
 
 
-def progress_line(outcome: Outcome, number: int, total: int, elapsed_s: float) -> str:
-    """One line a run: place, name, how it ended, and how long the rest will take."""
-    left_s = elapsed_s / number * (total - number)
-    tail = f"; about {_duration(left_s)} left" if number < total else ""
-    if outcome.status == "failed":
-        return f"[{number}/{total}] {outcome.run}: FAILED: {outcome.message}{tail}"
-    warnings = "".join(f"\n    warning: {warning}" for warning in outcome.warnings)
-    return f"[{number}/{total}] {outcome.run}: {outcome.n_clips} clips in {outcome.seconds:.1f} s{tail}{warnings}"
+# --- reports ----------------------------------------------------------------------------------------------------
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def rebuild_reports(settings: Settings) -> int:
+    """``--reports-only``: write the reports of what the output folder holds; inputs and models are not touched.
+
+    Raises
+    ------
+    NothingToReport
+        The folder has no results of the participants that were asked for.
+    """
+    check_own_folder(settings.output_dir / "dataset_description.json")
+    there = sorted(path.name.removeprefix("sub-") for path in settings.output_dir.glob("sub-*") if path.is_dir())
+    labels = [label for label in there if not settings.participant_label or label in settings.participant_label]
+    if not labels:
+        raise NothingToReport(
+            "no results are there to report",
+            file=settings.output_dir,
+            expected="the output folder of an earlier call",
+            remedy="run the participant level first, or name other participants",
+        )
+    write_bidsignore(settings.output_dir)
+    faults = write_reports(labels, settings)
+    for fault in faults:
+        print(f"report: {fault}", file=sys.stderr)
+    print(f"{len(labels)} reports: {settings.output_dir}")
+    return SOME_RUNS_FAILED if faults else OK
 
 
-def conclude(rejected: Sequence[NeurostormError], outcomes: Sequence[Outcome], settings: Settings) -> int:
+def _to_report(runs: Sequence[BoldRun], tasks: Sequence[Task], settings: Settings) -> list[str]:
+    """Participants whose report is missing, or older than a result; those of this call among them."""
+    labels = {run.participant for run in runs}
+    worked_on = set(_participants(tasks))
+    return sorted(label for label in labels if label in worked_on or needs_report(settings.output_dir, label))
+
+
+def write_reports(labels: Iterable[str], settings: Settings) -> list[str]:
+    """Write the participants' reports; what could not be written or read is returned in words."""
+    faults: list[str] = []
+    for label in labels:
+        try:
+            faults += write_participant_report(settings.output_dir, label)
+        except NeurostormError as error:
+            faults.append(str(error))
+    return faults
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+def conclude(
+    rejected: Sequence[NeurostormError],
+    outcomes: Sequence[Outcome],
+    settings: Settings,
+    seconds: float,
+    faults: Sequence[str] = (),
+) -> int:
     """Print the summary, failures last and by name, and return the exit code."""
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    good = [outcome for outcome in outcomes if outcome.status != "failed"]
-    n_skipped = sum(outcome.status == "skipped" for outcome in good)
-    lines = [
-        f"{len(good) - n_skipped} runs done, {n_skipped} were there already, "
-        f"{len(failed)} failed, {len(rejected)} rejected. Results: {settings.output_dir}"
-    ]
-    lines += [f"rejected: {error}" for error in rejected]
-    for outcome in failed:
-        where = f" (details: {outcome.crash_file})" if outcome.crash_file else ""
-        lines.append(f"failed: {outcome.message}{where}")
-    print("\n".join(lines), file=sys.stderr if failed or rejected else sys.stdout, flush=True)
-    if failed or rejected:
-        return SOME_RUNS_FAILED if good else NO_USABLE_RUN
-    return OK
+    failed = any(outcome.status == "failed" for outcome in outcomes) or bool(rejected)
+    stream = sys.stderr if failed or faults else sys.stdout
+    print(summary(outcomes, rejected, settings.output_dir, seconds, faults), file=stream, flush=True)
+    if failed and all(outcome.status == "failed" for outcome in outcomes):
+        return NO_USABLE_RUN
+    return SOME_RUNS_FAILED if failed or faults else OK
 
 
 def _say(settings: Settings, line: str) -> None:

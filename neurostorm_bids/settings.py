@@ -197,8 +197,6 @@ def _check(settings: Settings) -> None:
             expected="a folder outside BIDS_DIR, which is never written to",
             remedy="Name another one with --work-dir",
         )
-    if settings.reports_only:
-        raise UsageError("--reports-only: this version writes no reports yet", remedy="Leave it out")
     if settings.preprocessing == "reference" and settings.output_bold:
         raise UsageError(
             "--output-bold with --preprocessing reference: array space has no affine to write",

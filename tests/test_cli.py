@@ -128,9 +128,9 @@ def test_two_derivatives_of_one_name_are_refused(tmp_path):
         parse_settings(arguments(tmp_path, "-d", "a=/x", "a=/y"))
 
 
-def test_reports_that_are_not_there_yet_are_not_promised(tmp_path):
-    with pytest.raises(UsageError, match="writes no reports yet"):
-        parse_settings(arguments(tmp_path, "--reports-only"))
+def test_reports_of_nothing_are_refused(tmp_path, capsys):
+    assert main(arguments(tmp_path, "--reports-only")) == 66
+    assert "no results are there to report" in capsys.readouterr().err
 
 
 def test_array_space_has_no_affine_to_write(tmp_path):

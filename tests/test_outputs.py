@@ -493,12 +493,17 @@ def validate(folder: Path) -> tuple[list[str], int]:
     return [f"{issue['code']} {issue['location']}" for issue in issues], report["summary"]["totalFiles"]
 
 
+def add_reports_and_logs(out: Path) -> None:
+    for name in ("sub-01/log/x/neurostorm.toml", "sub-01/figures/sub-01_mean.webp", "sub-01.html", "group.html"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+
+
 def test_the_whole_output_is_as_listed_and_valid(tmp_path: Path, source: Source):
     out = tmp_path / "out"
     write_all(out, source)
     assert tree(out) == TREE
-    (out / "sub-01/log/x").mkdir(parents=True)
-    (out / "sub-01/log/x/neurostorm.toml").write_text("")
+    add_reports_and_logs(out)
     errors, seen = validate(out)
     assert errors == []
     # dataset_description.json, README.md, descriptions.tsv, the image, its sidecar, and logs/ as one
@@ -507,7 +512,10 @@ def test_the_whole_output_is_as_listed_and_valid(tmp_path: Path, source: Source)
         (out / ".bidsignore").read_text().split()
         == list(BIDSIGNORE)
         == [
+            "figures",
+            "group.html",
             "log",
+            "sub-*.html",
             "sub-*_embedding.json",
             "sub-*_embedding.tsv",
             "sub-*_predictions.json",
@@ -522,8 +530,7 @@ def test_the_whole_output_is_as_listed_and_valid(tmp_path: Path, source: Source)
 def test_every_ignored_pattern_is_needed(tmp_path: Path, source: Source, pattern: str):
     out = tmp_path / "out"
     write_all(out, source)
-    (out / "sub-01/log/x").mkdir(parents=True)
-    (out / "sub-01/log/x/neurostorm.toml").write_text("")
+    add_reports_and_logs(out)
     (out / ".bidsignore").write_text("\n".join(line for line in BIDSIGNORE if line != pattern))
     errors, _ = validate(out)
     assert any(error.startswith("NOT_INCLUDED") for error in errors)
