@@ -43,7 +43,7 @@ def build_options() -> argparse.ArgumentParser:
     """Every option, without the positional arguments: configuration files are checked by the same rules."""
     parser = Parser(add_help=False, allow_abbrev=False, argument_default=None)
     for add_group in (
-        *(_selection, _inputs, _space, _clips, _model, _outputs),
+        *(_selection, _inputs, _space, _clips, _model, _outputs, _attribution),
         *(_group_level, _training_task, _training_splits, _training_course),
         *(_evaluation, _resources, _workflow),
     ):
@@ -211,6 +211,32 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="list runs, routes, clips and costs; write no results")
 
 
+def _attribution(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("attribution: where predictions come from")
+    group.add_argument(
+        "--attribution",
+        nargs="+",
+        choices=("integrated-gradients", "occlusion"),
+        default=[],
+        help="write a map of what each voxel adds to a prediction, for every run; occlusion (parcel by parcel) is the "
+        "check",
+    )
+    group.add_argument(
+        "--attribution-targets",
+        nargs="+",
+        default=[],
+        metavar="TARGET[:CLASS]",
+        help="predictions to explain (default: all); of several classes each, or the one that is named",
+    )
+    group.add_argument(
+        "--attribution-baseline",
+        choices=("flat", "static"),
+        default="flat",
+        help="what a clip is compared with: the brain at its mean intensity (flat), or the clip without its changes "
+        "over time (static)",
+    )
+
+
 def _group_level(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("group level")
     group.add_argument(
@@ -243,7 +269,12 @@ def _training_task(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--spatial-mask", choices=("random", "window", "atlas"), default="window")
     group.add_argument("--temporal-mask", choices=("random", "tube"), default="random")
     group.add_argument("--mask-ratio", type=_share, default=0.5, metavar="SHARE", help="hidden share (default 0.5)")
-    group.add_argument("--atlas", type=Path, metavar="FILE", help="label image in the template, for atlas masks")
+    group.add_argument(
+        "--atlas",
+        type=Path,
+        metavar="FILE",
+        help="label image in the template, for atlas masks and for the networks of --attribution",
+    )
     group.add_argument("--strd", action="store_true", help="spatiotemporal redundancy dropout in pretraining")
     group.add_argument("--strd-exclude-padding", action="store_true", help="padding is no neighbour of any token")
     group.add_argument("--no-augmentation", action="store_true", help="train on clips as they are")

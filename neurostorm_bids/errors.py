@@ -503,3 +503,10 @@ class PresetUnusable(NeurostormError):
     """A dataset preset that does not exist, or that says more than was verified."""
 
     exit_code = USAGE
+
+
+# --- attribution ------------------------------------------------------------------------------------------------
+
+
+class AttributionImpossible(UsageError):
+    """A map is asked for that no model at hand can give."""

@@ -12,14 +12,15 @@ from datetime import datetime
 from pathlib import Path
 
 from neurostorm_bids import __version__
+from neurostorm_bids.attribute import attribution_questions, with_maps
 from neurostorm_bids.environment import runs_at_once, threads_per_run
 from neurostorm_bids.errors import (
     NO_USABLE_RUN,
     OK,
     SOME_RUNS_FAILED,
     NeurostormError,
-    OutputNotWritable,
     NothingToReport,
+    OutputNotWritable,
     TargetScalerInvalid,
     TransformUnavailable,
 )
@@ -38,15 +39,15 @@ from neurostorm_bids.outputs import (
     write_dataset_files,
     write_text,
 )
-from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.outputs.dataset import check_own_folder, write_bidsignore
+from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
-from neurostorm_bids.report.figures import figures_whole
 from neurostorm_bids.progress import Progress, summary
-from neurostorm_bids.resume import run_key
+from neurostorm_bids.report.figures import figures_whole
 from neurostorm_bids.report.participant import needs_report, write_participant_report
 from neurostorm_bids.report.results import COMMAND
+from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings, to_toml
 from neurostorm_bids.space import choose_route
 from neurostorm_bids.workflow import Outcome, Task, execute
@@ -60,14 +61,16 @@ def run_participant(settings: Settings, command: Sequence[str] = ()) -> int:
     if settings.boilerplate_only:
         print(citation_text())
         return OK
-    scratch = _scratch_folder(settings)
     if settings.reports_only:
         return rebuild_reports(settings)
     started = time.monotonic()
+    scratch = _scratch_folder(settings)
     selection = find_runs(settings, scratch)
     requests, models = load_models(settings)
     for warning in selection.warnings:
         _say(settings, f"warning: {warning}")
+    if settings.attribution:
+        attribution_questions(models, settings)  # a wrong name fails here, before any run starts
     if settings.dry_run:
         print(describe_plan(selection, models, settings))
         return OK
@@ -76,6 +79,8 @@ def run_participant(settings: Settings, command: Sequence[str] = ()) -> int:
     tasks, skipped = _tasks(selection, requests, models, settings, scratch)
     _log_settings(tasks, settings, scratch.name, command)
     outcomes = [*skipped, *_perform(tasks, settings, scratch, n_skipped=len(skipped))]
+    if settings.attribution:
+        outcomes = with_maps(outcomes, selection, requests, models, settings, scratch)
     _open_output(settings, selection, models)  # again: what somebody removed meanwhile comes back
     faults = write_reports(_to_report(selection.runs, tasks, settings), settings)
     return conclude(selection.rejected, outcomes, settings, time.monotonic() - started, faults)

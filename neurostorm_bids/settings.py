@@ -25,6 +25,8 @@ DatasetSampling = Literal["uniform", "loss"]
 Precision = Literal["32", "bf16", "16"]
 Classifier = Literal["ridge", "logistic"]
 COMPARISONS = ("fc", "mean-image", "static", "shuffled", "nuisance", "demographics")
+AttributionMethod = Literal["integrated-gradients", "occlusion"]
+AttributionBaseline = Literal["flat", "static"]
 Preset = Literal["age", "sex", "phenotype", "diagnosis", "retrieval", "state"]
 
 
@@ -76,6 +78,11 @@ class Settings:
 
     # outputs
     output_bold: bool = False
+
+    # attribution
+    attribution: tuple[AttributionMethod, ...] = ()
+    attribution_targets: tuple[str, ...] = ()
+    attribution_baseline: AttributionBaseline = "flat"
 
     # group level
     group_workflow: GroupWorkflow = "aggregate"
@@ -202,11 +209,27 @@ def _check(settings: Settings) -> None:
             "--output-bold with --preprocessing reference: array space has no affine to write",
             remedy="Leave out one of the two",
         )
+    _check_attribution(settings)
     for option, named in (("--derivatives", settings.derivatives), ("--datasets", settings.datasets)):
         names = [name for name, _ in named]
         for name in sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(f"{option} names {name!r} twice", remedy="Give each dataset its own NAME=PATH")
     _check_training(settings)
+
+
+def _check_attribution(settings: Settings) -> None:
+    if not settings.attribution and (settings.attribution_targets or settings.attribution_baseline != "flat"):
+        raise UsageError(
+            "--attribution-targets and --attribution-baseline without --attribution",
+            remedy="State --attribution integrated-gradients or occlusion",
+        )
+    if settings.attribution and settings.level == "group":
+        raise UsageError("--attribution belongs to the participant level", remedy="Leave it out, or run participant")
+    if settings.attribution and settings.preprocessing == "reference":
+        raise UsageError(
+            "--attribution with --preprocessing reference: array space has no affine to write a map with",
+            remedy="Leave out one of the two",
+        )
 
 
 def _check_training(settings: Settings) -> None:
@@ -216,7 +239,8 @@ def _check_training(settings: Settings) -> None:
             expected="--target COLUMN, phenotype/FILE.tsv:COLUMN, entity:task, events:trial_type or identity",
             remedy="Name one, or a --preset",
         )
-    if (settings.spatial_mask == "atlas") != (settings.atlas is not None):
+    explains = settings.atlas is not None and bool(settings.attribution)
+    if not explains and (settings.spatial_mask == "atlas") != (settings.atlas is not None):
         raise UsageError("--spatial-mask atlas and --atlas FILE belong together", remedy="State both or neither")
     if settings.splits is not None and settings.leave_out is not None:
         raise UsageError("--splits and --leave-out both say who is tested", remedy="Leave out one of the two")
