@@ -3,25 +3,69 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from neurostorm_bids.aggregate import aggregate
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError
 from neurostorm_bids.inputs import find_runs
+from neurostorm_bids.inputs.datasets import locate
+from neurostorm_bids.inputs.participants import read_participants
+from neurostorm_bids.outputs.dataset import check_own_folder
+from neurostorm_bids.report.group import write_group_report
 from neurostorm_bids.settings import Settings
 
 
 def run_group(settings: Settings) -> int:
-    """Run the group workflow that the settings name; returns the exit code."""
+    """Run the group workflow that the settings name, then write the group report; returns the exit code."""
+    if settings.reports_only:
+        check_own_folder(settings.output_dir / "dataset_description.json")
+        return report(settings)
     if settings.group_workflow == "aggregate":
-        return run_aggregate(settings)
+        return max(run_aggregate(settings), report(settings))
     if settings.group_workflow == "evaluate":
         from neurostorm_bids.evaluate import run_evaluate  # scikit-learn takes seconds to import
 
-        return run_evaluate(settings)
+        return max(run_evaluate(settings), report(settings))
     from neurostorm_bids import learn  # lightning takes seconds to import
 
-    return learn.run_pretrain(settings) if settings.group_workflow == "pretrain" else learn.run_finetune(settings)
+    if settings.group_workflow == "pretrain":
+        return learn.run_pretrain(settings)
+    from neurostorm_bids.training.processes import process_rank
+
+    code = learn.run_finetune(settings)
+    return max(code, report(settings)) if process_rank() == 0 else code
+
+
+def report(settings: Settings) -> int:
+    """Write ``group.html`` from what the output folder holds; returns 0, or 1 where that failed."""
+    try:
+        path = write_group_report(settings.output_dir, _participants(settings))
+    except NeurostormError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return SOME_RUNS_FAILED
+    if not settings.quiet:
+        print(f"group report: {path}")
+    return OK
+
+
+def _participants(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
+    """Columns of the first participants.tsv among the input's datasets; none where there is no usable one."""
+    try:
+        scope = locate(settings.bids_dir, settings.derivatives)
+        roots = [*([scope.raw] if scope.raw else []), *scope.derivatives]
+    except NeurostormError:
+        return {}
+    for dataset in roots:
+        if (dataset.root / "participants.tsv").is_file():
+            try:
+                table = read_participants(dataset.root)
+            except NeurostormError as error:
+                print(f"warning: {error}", file=sys.stderr)
+                continue
+            return {str(name): {str(label): x for label, x in table[name].dropna().items()} for name in table}
+    return {}
 
 
 def run_aggregate(settings: Settings) -> int:

@@ -89,8 +89,12 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
     require_coverage(series, settings.min_coverage)
     signal, tally = cleaned(series, run, timing.n_dummies, settings), Tally(series)
     carpet = Carpet(spec.grid, series.brain, timing.n_volumes)
-    observed = signal.observed_by(lambda volume: (tally.add(volume), carpet.add(volume)))
-    statistics = run_statistics(observed, timing, intensity=settings.intensity)
+
+    def observe(volume: np.ndarray) -> None:
+        tally.add(volume)
+        carpet.add(volume)
+
+    statistics = run_statistics(signal.observed_by(observe), timing, intensity=settings.intensity)
     quality = assess(series, tally)
     return PreparedRun(
         run=run,

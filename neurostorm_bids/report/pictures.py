@@ -38,14 +38,14 @@ class Mosaic:
         """The mosaic that shows all of a mask.  # (X, Y, Z) bool"""
         turned = _ras(grid, shown)
         where = np.argwhere(turned) if turned.any() else np.array([[0, 0, 0], np.array(turned.shape) - 1])
-        low = np.maximum(where.min(axis=0) - MARGIN, 0)
-        high = np.minimum(where.max(axis=0) + 1 + MARGIN, turned.shape)
-        return cls(grid, tuple(map(int, low)), tuple(map(int, high)))
+        low = np.maximum(where.min(axis=0) - MARGIN, 0).tolist()
+        high = np.minimum(where.max(axis=0) + 1 + MARGIN, turned.shape).tolist()
+        return cls(grid, (low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
     @property
     def size(self) -> tuple[int, int, int]:
         """Voxels of the box, from left to right, from back to front, from below up."""
-        return tuple(high - low for low, high in zip(self.low, self.high, strict=True))  # type: ignore[return-value]
+        return self.high[0] - self.low[0], self.high[1] - self.low[1], self.high[2] - self.low[2]
 
     @property
     def tile_width(self) -> int:
