@@ -125,7 +125,9 @@ def _space(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="route to the model's grid (default: the best one there is)",
     )
-    group.add_argument("--interpolation", choices=("linear", "nearest", "lanczos"), default="linear")
+    group.add_argument(
+        "--interpolation", choices=("linear", "nearest", "lanczos"), default="linear", help="of voxels, default linear"
+    )
     group.add_argument(
         "--intensity",
         choices=("none", "hcp"),
@@ -197,7 +199,9 @@ def _model(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET=MEAN,SD",
         help="mean and SD, in natural units, of a regression target whose checkpoint lacks them",
     )
-    group.add_argument("--device", default="auto", metavar="{auto,cpu,cuda,0,1,...}")
+    group.add_argument(
+        "--device", default="auto", metavar="{auto,cpu,cuda,0,1,...}", help="auto takes a GPU where PyTorch can use one"
+    )
     group.add_argument("--scan-backend", default="auto", metavar="NAME", help="auto, cpu, torch, torch-reference, ...")
     group.add_argument("--batch-size", type=_positive, metavar="N", help="clips a forward pass (default: by memory)")
     group.add_argument("--offline", action="store_true", help="never touch the network")
@@ -262,12 +266,23 @@ def _training_task(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="column of participants.tsv, phenotype/FILE.tsv:COLUMN, sessions:, entity:, events:COLUMN, or identity",
     )
-    group.add_argument("--target-kind", choices=("auto", "regression", "classification", "retrieval"))
+    group.add_argument(
+        "--target-kind",
+        choices=("auto", "regression", "classification", "retrieval"),
+        help="what a target is (default: found from the data)",
+    )
     group.add_argument("--method", choices=("prompt", "linear", "full"), help="what is trained (default prompt)")
     group.add_argument("--prompt-length", type=_positive, default=50, metavar="N", help="prompt tokens a block")
     group.add_argument("--objective", choices=("mae", "contrastive"), default="mae", help="of pretraining")
-    group.add_argument("--spatial-mask", choices=("random", "window", "atlas"), default="window")
-    group.add_argument("--temporal-mask", choices=("random", "tube"), default="random")
+    group.add_argument(
+        "--spatial-mask", choices=("random", "window", "atlas"), default="window", help="which patches are hidden"
+    )
+    group.add_argument(
+        "--temporal-mask",
+        choices=("random", "tube"),
+        default="random",
+        help="patches hidden in each frame anew, or in all frames alike (tube)",
+    )
     group.add_argument("--mask-ratio", type=_share, default=0.5, metavar="SHARE", help="hidden share (default 0.5)")
     group.add_argument(
         "--atlas",
@@ -316,19 +331,25 @@ def _training_splits(parser: argparse.ArgumentParser) -> None:
 
 def _training_course(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training: how")
-    group.add_argument("--epochs", type=_positive, metavar="N")
+    group.add_argument("--epochs", type=_positive, metavar="N", help="passes over the participants")
     group.add_argument("--accumulate", type=_positive, default=1, metavar="N", help="batches a step")
-    group.add_argument("--learning-rate", type=_positive_float, metavar="RATE")
-    group.add_argument("--weight-decay", type=_share, default=0.01, metavar="DECAY")
+    group.add_argument("--learning-rate", type=_positive_float, metavar="RATE", help="of AdamW, at its highest")
+    group.add_argument("--weight-decay", type=_share, default=0.01, metavar="DECAY", help="of AdamW (default 0.01)")
     group.add_argument("--warmup", type=_share, default=0.1, metavar="SHARE", help="share of the steps (default 0.1)")
-    group.add_argument("--gradient-clip", type=_positive_float, default=1.0, metavar="NORM")
+    group.add_argument(
+        "--gradient-clip",
+        type=_positive_float,
+        default=1.0,
+        metavar="NORM",
+        help="largest norm of a gradient (default 1)",
+    )
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     group.add_argument(
         "--patience", type=_positive, metavar="N", help="epochs without a better validation loss before it stops"
     )
-    group.add_argument("--precision", choices=("32", "bf16", "16"), default="32")
+    group.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of training (default 32)")
     group.add_argument("--devices", type=_positive, metavar="N", help="GPUs (or processes) of each node")
-    group.add_argument("--num-nodes", type=_positive, default=1, metavar="N")
+    group.add_argument("--num-nodes", type=_positive, default=1, metavar="N", help="machines (default 1)")
     group.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read clips (default 0)")
     group.add_argument(
         "--checkpoint-every", type=_positive, default=50, metavar="STEPS", help="steps between points of resume"
@@ -394,14 +415,14 @@ def _workflow(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="nipype plugin (YAML or JSON: plugin, plugin_args)",
     )
-    group.add_argument("--stop-on-first-crash", action="store_true")
+    group.add_argument("--stop-on-first-crash", action="store_true", help="start no further run after a failed one")
     group.add_argument("--write-graph", action="store_true", help="write the nipype graph to the work folder")
     group.add_argument("--resource-monitor", action="store_true", help="record CPU and memory of every node")
-    group.add_argument("--random-seed", type=int, default=0, metavar="N")
+    group.add_argument("--random-seed", type=int, default=0, metavar="N", help="of every random draw (default 0)")
     group.add_argument("--notrack", action="store_true", help="accepted; nothing is ever tracked")
     group.add_argument("--quiet", action="store_true", help="only errors and the summary")
     group.add_argument("--debug", action="store_true", help="show tracebacks")
-    group.add_argument("-v", "--verbose", action="count", default=0)
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say more; with --version: libraries")
     group.add_argument("--version", action="store_true", help="version; with -v also backends and libraries")
 
 

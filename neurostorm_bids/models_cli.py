@@ -75,11 +75,17 @@ def _convert_input(group: Any) -> None:
 
 def _convert_architecture(group: Any) -> None:
     four = {"nargs": 4, "type": int, "metavar": ("X", "Y", "Z", "T")}
-    for flag in ("--window-size", "--first-window-size", "--img-size", "--patch-size"):
-        group.add_argument(flag, **four)
+    sizes = {
+        "--window-size": "tokens of a window",
+        "--first-window-size": "tokens of a window of the first stage",
+        "--img-size": "voxels and frames of a clip",
+        "--patch-size": "voxels and frames of a patch",
+    }
+    for flag, meaning in sizes.items():
+        group.add_argument(flag, **four, help=meaning)
     group.add_argument("--last-layer-full-msa", choices=("true", "false"), help="last stage is one whole-grid window")
-    group.add_argument("--embed-dim", type=int, metavar="N")
-    group.add_argument("--depths", type=int, nargs="+", metavar="N")
+    group.add_argument("--embed-dim", type=int, metavar="N", help="channels of the first stage")
+    group.add_argument("--depths", type=int, nargs="+", metavar="N", help="blocks of each stage")
 
 
 def _verify_command(commands: Any) -> None:

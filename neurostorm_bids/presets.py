@@ -13,6 +13,10 @@ from neurostorm_bids.errors import PresetUnusable
 
 FACTS = ("title", "citation", "access", "accession", "preprocessed", "participants", "t_r_s", "site", "family")
 KINDS = ("regression", "classification", "retrieval")
+MARKS = (
+    "  A page in brackets: the statement was read in an excerpt of it that a search returned. No page was opened in\n"
+    "  full and no data were looked at; compare with your own participants.tsv. (unverified): nobody has read it anywhere."
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def listing() -> Iterable[tuple[str, str, str]]:
 
 
 def described(preset: DatasetPreset) -> str:
-    """Everything that a preset says, a line a statement."""
+    """Everything that a preset says, a line a statement, and what its marks mean."""
     lines = [preset.name + (f" (also {', '.join(preset.aliases)})" if preset.aliases else "")]
     lines.append(f"  input type: {preset.input_type}")
     lines += [f"  {key}: {fact}{_where(fact)}" for key, fact in preset.facts.items() if fact.value is not None]
@@ -163,7 +167,7 @@ def described(preset: DatasetPreset) -> str:
         mark = "" if target.fact.verified else " (unverified)"
         lines.append(f"  target: {target.column} ({target.kind}{classes}){mark}{_where(target.fact)}")
     lines += [f"  pitfall: {fact}{_where(fact)}" for fact in preset.pitfalls]
-    return "\n".join(lines)
+    return "\n".join([*lines, MARKS])
 
 
 def _where(fact: Fact) -> str:
