@@ -14,7 +14,7 @@ import pandas as pd
 
 from neurostorm_bids.cached import CachedRun, read_cached
 from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, SplitsOverlap, UsageError
-from neurostorm_bids.evaluate_leakage import find_leakage, overlap_unknown
+from neurostorm_bids.evaluate_leakage import confessed, find_leakage, overlap_unknown
 from neurostorm_bids.evaluate_tuned import not_repeated, tested_folds, tuned_folder, tuned_outcome
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
@@ -31,6 +31,8 @@ from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.inputs.participants import read_participants
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.outputs import desc_label
+from neurostorm_bids.participant import requested_models
+from neurostorm_bids.process import vectors_of
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.training.splits import Split, read_splits
 from neurostorm_bids.training.targets import Labels, read_labels
@@ -132,7 +134,7 @@ def gather(settings: Settings) -> tuple[Material, list[NeurostormError]]:
         No run has an embedding of every model.
     """
     selection = find_runs(settings, settings.work_dir)
-    labels = [desc_label(_model_name(name, settings)) for name in settings.model]
+    labels = [desc_label(name) for name in _model_names(settings)]
     cached, broken = read_cached(settings.output_dir, selection.runs, labels)
     common = set.intersection(*(set(of_model) for of_model in cached.values()))
     runs = tuple(run for run in selection.runs if run.name in common)
@@ -141,11 +143,13 @@ def gather(settings: Settings) -> tuple[Material, list[NeurostormError]]:
     return Material(runs, cached, _participants(known_roots), known_roots), broken
 
 
-def _model_name(source: str, settings: Settings) -> str:
-    """The name under which a model's results lie."""
-    from neurostorm_bids.process import ModelRequest
-
-    return ModelRequest(source, device=settings.device, offline=settings.offline).load().name
+def _model_names(settings: Settings) -> list[str]:
+    """The names under which results of ``--model`` lie: embeddings, and vectors of the retrieval heads of packs."""
+    if not settings.model:
+        return []
+    models = [request.load() for request in requested_models(settings)]
+    vectors = [vectors_of(m.name, target.name) for m in models for target in m.targets if target.kind == "retrieval"]
+    return [*(model.name for model in models), *vectors]
 
 
 def _participants(roots: Sequence[Path]) -> pd.DataFrame:
@@ -194,7 +198,7 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
         nuisance=nuisance,
         sites={label: str(value) for label, value in material.column(_site_column(material, settings)).items()},
         findings=findings,
-        statements=(*_confessed(findings), *statements(problem, summary, models, fixed), *map(not_repeated, fixed)),
+        statements=(*confessed(findings), *statements(problem, summary, models, fixed), *map(not_repeated, fixed)),
         warnings=(*labels.warnings, *overlap_unknown(material, settings), *warnings),
     )
 
@@ -349,15 +353,6 @@ def _demographics(problem: Problem, rows: Sequence[Row], material: Material) -> 
     ]
     table = {str(name): [material.column(str(name)).get(row.participant) for row in rows] for name in columns}
     return pd.DataFrame(table) if table else pd.DataFrame(index=range(len(rows)))
-
-
-# --- leakage ----------------------------------------------------------------------------------------------------
-
-
-def _confessed(findings: Sequence[leakage.Finding]) -> list[str]:
-    if not findings:
-        return []
-    return [f"LEAKAGE, allowed by --allow-leakage: {finding.sentence()}." for finding in findings]
 
 
 def _site_column(material: Material, settings: Settings) -> str | None:

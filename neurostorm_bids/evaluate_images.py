@@ -22,8 +22,8 @@ from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model import Model
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.outputs.atomic import replacing
+from neurostorm_bids.participant import requested_models
 from neurostorm_bids.prepare import prepare_run
-from neurostorm_bids.process import ModelRequest
 from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import Grid
@@ -68,13 +68,12 @@ def _models(material: Material, wanted: Sequence[str], settings: Settings) -> tu
     if not set(CONTROLS) & set(wanted):
         return {}, []
     models: dict[str, Model] = {}
-    for source in settings.model:
-        request = ModelRequest(source, device=settings.device, backend=settings.scan_backend, offline=settings.offline)
+    for request in requested_models(settings) if settings.model else ():
         model = request.load()
         _require_same(model, material.cached[model.label])
         models[model.label] = model
     missing = [label for label in material.models if label not in models]
-    return models, [f"static, shuffled: no control for {label}, since --model does not name it" for label in missing]
+    return models, [f"static, shuffled: no control for {label}, no model of --model" for label in missing]
 
 
 def _require_same(model: Model, cached: Mapping[str, CachedRun]) -> None:
@@ -84,7 +83,7 @@ def _require_same(model: Model, cached: Mapping[str, CachedRun]) -> None:
             f"--model {model.name} is not the model that made the embeddings",
             file=run.path,
             expected="the same weights and scalers",
-            remedy="Name the model of the participant level, or run that level again",
+            remedy="Name the model and the --packs of the participant level, or run that level again",
         )
 
 

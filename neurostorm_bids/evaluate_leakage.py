@@ -27,32 +27,55 @@ def find_leakage(
 ) -> list[leakage.Finding]:
     """Everything about the test participants that may have been known in training."""
     columns = {str(name): material.column(str(name)) for name in material.participants}
-    cached = next(iter(material.cached.values()))
     used = sorted({name for row in rows for name in row.runs})
-    participant_of = {run.name: run.participant for run in material.runs}
     found = leakage.both_sides(problem, folds)
     found += leakage.split_families(folds, problem.participants, columns, settings.group_by)
-    found += leakage.duplicates(
-        [participant_of[name] for name in used],
-        [cached[name].content_hash for name in used],
-        np.stack([cached[name].clips.mean(axis=0) for name in used]),
+    found += _duplicates(used, material)
+    return found + _seen_in_training(problem.labels, material, settings)
+
+
+def identity_leakage(material: Material, settings: Settings) -> list[leakage.Finding]:
+    """What may have been known of people who are to be told apart."""
+    labels = sorted({run.participant for run in material.runs})
+    return _duplicates([run.name for run in material.runs], material) + _seen_in_training(labels, material, settings)
+
+
+def confessed(findings: Sequence[leakage.Finding]) -> list[str]:
+    """A line for each finding that was allowed."""
+    return [f"LEAKAGE, allowed by --allow-leakage: {finding.sentence()}." for finding in findings]
+
+
+def leakage_json(findings: Sequence[leakage.Finding], settings: Settings) -> dict[str, Any]:
+    """Findings for ``evaluation.json``."""
+    return {
+        "Allowed": settings.allow_leakage,
+        "Findings": [{"Kind": f.kind, "Count": f.n, "Examples": list(f.examples)} for f in findings],
+    }
+
+
+def _duplicates(names: Sequence[str], material: Material) -> list[leakage.Finding]:
+    cached = next(iter(material.cached.values()))
+    participant_of = {run.name: run.participant for run in material.runs}
+    return leakage.duplicates(
+        [participant_of[name] for name in names],
+        [cached[name].content_hash for name in names],
+        np.stack([cached[name].clips.mean(axis=0) for name in names]),
     )
-    return found + _seen_in_training(problem, material, settings)
 
 
-def _seen_in_training(problem: Problem, material: Material, settings: Settings) -> list[leakage.Finding]:
+def _seen_in_training(labels: Sequence[str], material: Material, settings: Settings) -> list[leakage.Finding]:
     """Participants who are among those that a model, pack or fine-tuned model was trained on."""
     records = {name: record for name, record in training_records(material, settings).items() if record}
-    images: dict[str, set[str]] = {label: set() for label in problem.labels}
+    images: dict[str, set[str]] = {label: set() for label in labels}
     for run in material.runs if records else ():  # hashing images takes a while
         if run.participant in images:
             images[run.participant].add(content_of(run))
     people = [leakage.Person(settings.bids_dir.name, label, frozenset(found)) for label, found in images.items()]
     found = [one for name, record in records.items() for one in leakage.seen_in_training(name, record or (), people)]
-    return found + _seen_by_tuned(problem, settings)
+    return found + _seen_by_tuned(labels, settings)
 
 
-def _seen_by_tuned(problem: Problem, settings: Settings) -> list[leakage.Finding]:
+def _seen_by_tuned(labels: Sequence[str], settings: Settings) -> list[leakage.Finding]:
     """Tested participants who were in the pretraining of the model that ``--tuned`` began from, by its own record."""
     name, models = settings.tuned, settings.output_dir / "models"
     if not name:
@@ -60,7 +83,7 @@ def _seen_by_tuned(problem: Problem, settings: Settings) -> list[leakage.Finding
     folders = [path for path in models.glob(f"{name}*") if path.name == name or path.name.startswith(f"{name}-fold")]
     records = [path / "training.json" for path in folders if (path / "training.json").is_file()]
     seen = {label for path in records for label in read_json(path).get("pretraining_overlap", ())}
-    return leakage.images_seen(f"the model that {name} began from", seen & set(problem.participants))
+    return leakage.images_seen(f"the model that {name} began from", seen & set(labels))
 
 
 def training_records(material: Material, settings: Settings) -> dict[str, Record]:
@@ -100,8 +123,8 @@ def _runs_of(folder: Path | None) -> Record:
 def overlap_unknown(material: Material, settings: Settings) -> list[str]:
     """A line for each model of which nobody knows whom it was trained on."""
     return [
-        f"{name}: whom it was trained on is not recorded, so that an overlap with the participants evaluated here "
-        "cannot be ruled out"
+        f"{name}: whom it was trained on is not known (no training.json that --model or --packs names), so that an "
+        "overlap with the participants evaluated here cannot be ruled out"
         for name, record in training_records(material, settings).items()
         if record is None
     ]

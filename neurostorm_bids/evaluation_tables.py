@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurostorm_bids import __version__
+from neurostorm_bids.evaluate_leakage import leakage_json
 from neurostorm_bids.evaluate_tuned import not_repeated
 from neurostorm_bids.evaluation import confounds
 from neurostorm_bids.evaluation.learning import Outcome, scores_of
@@ -221,10 +222,7 @@ def report(found: Evaluation, material: Material, settings: Settings) -> dict[st
         "Models": models,
         "Features": {name: outcome.features.description for name, outcome in found.outcomes.items()},
         "Statements": list(found.statements),
-        "Leakage": {
-            "Allowed": settings.allow_leakage,
-            "Findings": [{"Kind": f.kind, "Count": f.n, "Examples": list(f.examples)} for f in found.findings],
-        },
+        "Leakage": leakage_json(found.findings, settings),
         "Confounds": _without_none(
             {name: confounds.associations(problem, found.outcomes[name], found.nuisance) for name in found.models}
         ),

@@ -248,9 +248,26 @@ def _write(prepared: PreparedRun, jobs: Sequence[Job], sources: Sequence[Source]
             write_predictions(settings.output_dir, record, marked, [row for row in rows if row is not None])
             far = {name: mark for name, mark in marks.items() if mark.resembles is False}
             odd += [f"{model.name}, {name}: {mark.sentence()}" for name, mark in far.items()]
+            _write_vectors(settings, record, described, clips, found)
         # last: a complete embedding means that everything of this run and model is there
         write_embedding(settings.output_dir, record, described, clips, found.embedding)
     return odd
+
+
+def _write_vectors(
+    settings: Settings, record: RunRecord, model: ModelRecord, clips: Sequence[ClipRow], found: Features
+) -> None:
+    """Vectors of retrieval heads, as embeddings of a model that is called after both: people are told apart by them."""
+    for name, prediction in found.predictions.items():
+        if prediction.vectors is not None:
+            of_head = replace(model, name=vectors_of(model.name, name))
+            what = f"vectors of unit length by the head of {name}"
+            write_embedding(settings.output_dir, record, of_head, clips, prediction.vectors, what)
+
+
+def vectors_of(model: str, target: str) -> str:
+    """What the vectors of a retrieval head are called, in file names and evaluations."""
+    return f"{model}-{target}"
 
 
 def mark_of(model: Model, target: str, embedding: np.ndarray, prepared: PreparedRun) -> Mark:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from neurostorm_bids import simulate
-from neurostorm_bids.cli import main
+from neurostorm_bids.cli import main, parse_settings
+from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.outputs import desc_label, read_tsv
 from neurostorm_bids.outputs.atomic import sha256, write_json, write_text
 from neurostorm_bids.outputs.names import run_file, sidecar_of
 from neurostorm_bids.outputs.resume import DATA_HASH
 from neurostorm_bids.outputs.tables import Column, tsv_text
+from neurostorm_bids.stored import content_of
 
 N, D = 24, 4
 TABLES = ("metrics", "differences", "folds", "predictions", "splits")
@@ -108,7 +110,7 @@ def test_a_telling_embedding_beside_what_it_is_compared_with(dataset: Path, tmp_
         assert set(report["Confounds"]["made"]) >= {"mean_fd", "site"} and set(report["WithinSites"]["made"])
         assert any("With 24 participants" in line for line in report["Statements"])
         assert "bootstrap resamples of families" in (folder / "methods.md").read_text()
-    assert (output / ".bidsignore").read_text().splitlines() == ["evaluation"]
+    assert "evaluation" in (output / ".bidsignore").read_text().splitlines()
     matrix = report["ConfusionOfFirstRepeat"]["made"]
     assert np.sum(matrix) == N and np.trace(matrix) > 18
     assert report["Calibration"]["made"]["BrierAfter"] > 0
@@ -213,6 +215,71 @@ def test_one_image_under_two_names_stops_it(dataset: Path, tmp_path: Path, capsy
     assert "images under several participants: 1 (sub-01 = sub-02)" in capsys.readouterr().err
 
 
+def trained_on(dataset: Path, output: Path, tmp_path: Path, labels, *, named: str = "elsewhere", images: bool = True):
+    """A model folder beside embeddings of hash 0, whose training.json names the images of some participants."""
+    runs = find_runs(parse_settings([str(dataset), str(output), "participant", "-w", str(tmp_path / "work")])).runs
+    recorded = [
+        {
+            "dataset": named,
+            "participant": run.participant,
+            "content": content_of(run) if images else run.name,
+        }
+        for run in runs
+        if run.participant in labels
+    ]
+    write_json(output / "models" / "made" / "model.json", {"sha256": "0" * 64, "trained": True})
+    write_json(output / "models" / "made" / "training.json", {"runs": recorded})
+
+
+def test_participants_that_a_model_was_trained_on_stop_it(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    trained_on(dataset, output, tmp_path, ("03", "07", "11"))
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 2
+    said = capsys.readouterr().err
+    assert "participants that made was trained on: 3 (sub-03, sub-07, sub-11)" in said and "--allow-leakage" in said
+    assert evaluate(dataset, output, "--target", "identity", "--compare", "none") == 2
+    assert "trained on: 3" in capsys.readouterr().err and not (output / "evaluation").exists()
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE, "--allow-leakage") == 0
+    report = json.loads((output / "evaluation" / "age" / "evaluation.json").read_text())
+    assert report["Leakage"]["Findings"][0]["Count"] == 3 and not report["Warnings"]
+    assert report["Statements"][0].startswith(
+        "LEAKAGE, allowed by --allow-leakage: participants that made was trained on"
+    )
+    others = [f"{i:02d}" for i in range(1, N + 1) if i not in (3, 7, 11)]
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE, "--participant-label", *others) == 0
+
+
+def test_images_processed_again_are_known_by_dataset_and_label(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    trained_on(dataset, output, tmp_path, ("03", "07"), named=dataset.name, images=False)
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 2
+    assert "in a dataset that is called fmriprep too, made was trained on: 2 (sub-03" in capsys.readouterr().err
+    trained_on(dataset, output, tmp_path, ("03", "07"), images=False)  # strangers of another dataset
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 0
+    (output / "models" / "made" / "training.json").unlink()
+    assert evaluate(dataset, output, "--target", "age", *SIMPLE) == 0
+    report = json.loads((output / "evaluation" / "age" / "evaluation.json").read_text())
+    assert "made: whom it was trained on is not known" in report["Warnings"][0]
+
+
+def test_a_fine_tuned_model_passes_on_what_its_backbone_saw(dataset: Path, tmp_path: Path, capsys):
+    output = tmp_path / "out"
+    write_embeddings(output, dataset, telling)
+    rows = sorted(read_tsv(dataset / "participants.tsv"), key=lambda row: str(row["family_id"]))
+    names = [str(row["participant_id"]) for row in rows]
+    table = output / "evaluation" / "base-age"
+    lines = [f"1\t{name}\t{'train' if number < 12 else 'test'}" for number, name in enumerate(names)]
+    write_text(table / "splits.tsv", "\n".join(["fold\tparticipant_id\tsplit", *lines]) + "\n")
+    lines = [f"{name}\tn/a\t1\t40\t41" for name in names[12:]]
+    write_text(table / "predictions.tsv", "\n".join(["participant_id\trun\tfold\ttruth\tpredicted", *lines]) + "\n")
+    write_json(output / "models" / "base-age" / "training.json", {"pretraining_overlap": [names[-1].removeprefix("sub-")]})
+    words = ("--target", "age", "--tuned", "base-age", *SIMPLE)
+    assert evaluate(dataset, output, *words) == 2
+    assert f"the model that base-age began from was trained on: 1 ({names[-1]})" in capsys.readouterr().err
+
+
 def test_runs_of_one_person_with_different_values_are_rows_of_their_own(dataset: Path, tmp_path: Path):
     output = tmp_path / "out"
 
@@ -238,7 +305,7 @@ def test_sites_are_left_out_in_turn(dataset: Path, tmp_path: Path):
     assert {row["fold"] for row in folds} == {"site1", "site2"} and {row["repeat"] for row in folds} == {"1"}
 
 
-def test_people_are_told_apart_across_and_within_runs(dataset: Path, tmp_path: Path):
+def test_people_are_told_apart_across_and_within_runs(dataset: Path, tmp_path: Path, capsys):
     output = tmp_path / "out"
 
     def of_person(row, run):
@@ -247,8 +314,22 @@ def test_people_are_told_apart_across_and_within_runs(dataset: Path, tmp_path: P
         return person + rng.normal(size=12) + 0.05 * rng.normal(size=(4, 12))  # runs differ more than their halves
 
     write_embeddings(output, dataset, of_person)
-    assert evaluate(dataset, output, "--target", "identity", "--compare", "none") == 0
-    rows = {(r["setting"], r["metric"]): r for r in read_tsv(output / "evaluation" / "identity" / "metrics.tsv")}
+    write_embeddings(output, dataset, lambda row, run: np.random.default_rng([run, int(str(row["participant_id"])[4:])])
+                     .normal(size=(2, 12)), model="noise")  # fmt: skip
+    words = ("--target", "identity", "--compare", "none", "--n-permutations", "99")
+    assert evaluate(dataset, output, *words) == 0
+    said = capsys.readouterr().out
+    assert (
+        "made, across runs: rank-1 " in said and "made against noise, across runs: it finds people more often" in said
+    )
+    table = read_tsv(output / "evaluation" / "identity" / "metrics.tsv")
+    noise = next(r for r in table if (r["features"], r["setting"], r["metric"]) == ("noise", "across runs", "map"))
+    assert float(noise["p"]) > 0.05
+    rows = {(r["setting"], r["metric"]): r for r in table if r["features"] == "made"}
+    assert float(rows["across runs", "rank1"]["p"]) == pytest.approx(0.01)
+    differences = read_tsv(output / "evaluation" / "identity" / "differences.tsv")
+    assert {(r["model"], r["features"]) for r in differences} == {("made", "noise")}
+    assert "Finn" in (output / "evaluation" / "identity" / "methods.md").read_text()
     assert {row["gallery"] for row in rows.values()} == {str(N)}
     assert float(rows["within runs", "rank1"]["value"]) > 0.95
     assert 0.15 < float(rows["across runs", "rank1"]["value"]) < 0.95
@@ -297,7 +378,14 @@ def test_a_fine_tuned_model_stands_on_its_recorded_splits(dataset: Path, tmp_pat
     assert float(best["value"]) == pytest.approx(1) and float(best["p"]) == pytest.approx(1 / 20)
     folds = read_tsv(output / "evaluation" / "age" / "folds.tsv")
     assert {row["fold"] for row in folds if row["features"] == "made"} == {"1", "2"}
-    assert "base-age against made: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "base-age against made: " in said and "p = 0.05 of 19 permutations without training again" in said
+    assert (
+        "base-age: its p comes from labels permuted among the tested rows of each fold, WITHOUT training again" in said
+    )
+    assert "WITHOUT training again" in (output / "evaluation" / "age" / "metrics.json").read_text()
+    methods = (output / "evaluation" / "age" / "methods.md").read_text()
+    assert "base-age was fine-tuned beforehand" in methods and "without training again" in methods
     write_text(tuned / "predictions.tsv", "participant_id\tfold\n" + "".join(f"{n}\t{fold[n]}\n" for n in names))
     assert evaluate(dataset, output, *words) == 74
     assert "holds no number for 'predicted'" in capsys.readouterr().err

@@ -9,12 +9,14 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
+from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
 from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.permutation import p_value, permutations
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
 from neurostorm_bids.evaluation.ridge import PENALTIES, Decomposition, nested_ridge, nested_ridge_classifier
-from neurostorm_bids.evaluation.summary import by_repeat, summarise
+from neurostorm_bids.evaluation.statements import statements
+from neurostorm_bids.evaluation.summary import by_repeat, over_repeats, summarise
 
 
 def problem_of(values: np.ndarray, *, classes: tuple[str, ...] = (), families=None) -> Problem:
@@ -46,6 +48,34 @@ def test_predictions_are_those_of_scikit_learns_ridge(d: int):
     both = found.predict(y[:30], chosen)
     assert np.allclose(both[:, 0], list(found.predictions(y[:30]))[2][:, 0])
     assert np.allclose(both[:, 1], list(found.predictions(y[:30]))[5][:, 1])
+
+
+@pytest.mark.parametrize("d", [8, 90])
+def test_refits_are_those_of_scikit_learn_on_rows_that_count_as_often_as_stated(d: int):
+    rng = np.random.default_rng(11)
+    x, y = rng.normal(3, 2, size=(40, d)), rng.normal(size=(40, 2))
+    parts = Decomposition.of(x[:30], x[30:])
+    weights = rng.multinomial(30, np.full(30, 1 / 30), size=3).astype(float)
+    chosen = 4
+    found = parts.refitted(y[:30], weights, chosen)
+    scaler = StandardScaler().fit(x[:30])
+    penalty = PENALTIES[chosen] * np.mean(parts.singular**2)
+    for made, w in zip(found, weights, strict=True):
+        rows = np.repeat(np.arange(30), w.astype(int))
+        expected = Ridge(alpha=penalty).fit(scaler.transform(x[rows]), y[rows]).predict(scaler.transform(x[30:]))
+        assert np.allclose(made, expected, atol=1e-6)
+    ones = parts.refitted(y[:30], np.ones((1, 30)), chosen)[0]
+    assert np.allclose(ones, parts.predict(y[:30], np.array([chosen, chosen])))
+
+
+@pytest.mark.parametrize("learner", [nested_ridge_classifier, nested_logistic])
+def test_refits_on_every_row_once_are_the_models_themselves(learner):
+    rng = np.random.default_rng(12)
+    problem = problem_of(rng.integers(3, size=60), classes=("a", "b", "c"))
+    x = rng.normal(size=(60, 5)) + np.eye(3, 5)[problem.values]
+    fold = plan_folds(problem, folds=4, repeats=1)[0]
+    nested = learner(x, problem.columns(problem.values[:, None]), fold, np.ones((1, 60)))
+    assert np.allclose(nested.refitted[0], nested.predicted[:, 0], atol=1e-6)
 
 
 def test_each_permutation_goes_through_what_it_would_go_through_alone():
@@ -150,6 +180,41 @@ def test_unequal_classes_are_decided_at_equal_odds():
     scores = by_repeat(problem, outcome)
     assert scores["balanced_accuracy"][0] > 0.8
     assert np.allclose(outcome.predicted[0].sum(axis=1), 1) and (outcome.predicted > 0).all()
+
+
+def test_intervals_have_the_spread_of_models_that_are_trained_again():
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=(60, 20))
+    problem = problem_of(x[:, :5].sum(axis=1) / np.sqrt(5) + rng.normal(size=60))
+    folds, weights = plan_folds(problem, repeats=2), resamples(problem, 300, seed=0)
+    plain, again = (
+        cross_validate(problem, Features.fixed("x", "x", x), folds, np.zeros((60, 0), int), weights=of)
+        for of in (None, weights[:N_REFITS])
+    )
+    widths = []
+    for outcome in (plain, again):
+        interval = summarise(problem, {"x": outcome}, [], weights).row("x", "r2").interval
+        widths.append(interval.high - interval.low)
+    spread = np.std(over_repeats(problem, plain, weights)["r2"])
+    assert widths[1] / widths[0] == pytest.approx(np.std(again.refitted["r2"]) / spread)
+    assert widths[1] > 1.2 * widths[0]
+    assert np.allclose(plain.predicted, again.predicted)
+
+
+def test_what_no_interval_covers_has_none():
+    rng = np.random.default_rng(14)
+    y = np.arange(60) % 2
+    problem = problem_of(y, classes=("a", "b"))
+    x = rng.normal(size=(60, 2)) * 0.1 + 5.0 * y[:, None]  # no decision is wrong
+    folds = plan_folds(problem, repeats=1)
+    outcome = cross_validate(problem, Features.fixed("x", "x", x), folds, np.zeros((60, 0), int))
+    summary = summarise(problem, {"x": outcome, "again": outcome}, ["x"], resamples(problem, 100, seed=0))
+    for metric in ("balanced_accuracy", "accuracy", "auroc"):
+        row, difference = summary.row("x", metric), summary.difference("x", "again", metric)
+        assert row.value == 1 and (row.interval.low, row.interval.high) == (pytest.approx(0.94, abs=0.01), 1)
+        assert difference is not None and np.isnan(difference.interval.low)  # no resample tells the two apart
+    assert np.isnan(summary.row("x", "ece").interval.low)
+    assert any("gives no interval" in line for line in statements(problem, summary, ["x"]))
 
 
 def test_three_classes_and_a_class_that_a_fold_lacks():

@@ -117,6 +117,17 @@ def test_rows_of_two_models_are_not_compared():
     assert np.isnan(regression_scores(values, centre, None, centre)["pearson"][0])
 
 
+def test_average_precision_does_not_suffer_from_folds_that_hold_more_of_a_class():
+    """Two folds whose models rank at random, one with many of a class, so that the other's model expects many."""
+    rng = np.random.default_rng(3)
+    y = np.concatenate([rng.random(2000) < 0.7, rng.random(2000) < 0.3]).astype(int)
+    share = np.repeat([0.3, 0.7], 2000)
+    second = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + 0.3 * rng.normal(size=4000))))
+    probabilities, shares = np.stack([1 - second, second], axis=1), np.stack([1 - share, share], axis=1)
+    assert classification_scores(y, probabilities, y)["auprc"][0] < 0.42
+    assert classification_scores(y, probabilities, y, shares=shares)["auprc"][0] == pytest.approx(y.mean(), abs=0.03)
+
+
 def test_midranks_of_copies_and_ties():
     assert midranks(np.array([5.0, 1.0, 5.0]), np.array([[1.0, 2.0, 1.0]])).tolist() == [[3.5, 1.5, 3.5]]
 

@@ -13,8 +13,16 @@ from neurostorm_bids.evaluation.confounds import associations
 from neurostorm_bids.evaluation.controls import MeanImage, shuffled
 from neurostorm_bids.evaluation.intervals import Interval
 from neurostorm_bids.evaluation.learning import Features, cross_validate
+from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
-from neurostorm_bids.evaluation.retrieval import chance_of, ranks, retrieval_scores
+from neurostorm_bids.evaluation.retrieval import (
+    chance_of,
+    difference_of,
+    interval_of,
+    permuted_scores,
+    ranks,
+    retrieval_scores,
+)
 from neurostorm_bids.evaluation.shift import TrainingDistribution
 from neurostorm_bids.evaluation.statements import verdict_of
 from neurostorm_bids.evaluation.summary import Difference
@@ -92,13 +100,32 @@ def test_ranks_of_known_order():
     found = ranks(gallery * 2 + 1, gallery, tuple("abcdefgh"))
     scores = retrieval_scores(ranks(gallery, gallery, tuple("abcdefgh")))
     assert (ranks(gallery, gallery, tuple("abcdefgh")).rank == 1).all() and found.gallery == 8
-    assert {name: float(value[0]) for name, value in scores.items()} == {"rank1": 1, "rank5": 1, "map": 1}
+    assert scores == {"rank1": 1, "rank5": 1, "map": 1}
     swapped = gallery.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
-    assert retrieval_scores(ranks(swapped, gallery, tuple("abcdefgh")))["rank1"][0] == 6 / 8
+    assert retrieval_scores(ranks(swapped, gallery, tuple("abcdefgh")))["rank1"] == 6 / 8
     # features that tell nobody apart: ties count against
     assert (ranks(np.ones((8, 4)), np.ones((8, 4)), tuple("abcdefgh")).rank == 8).all()
     assert chance_of(4) == {"rank1": 0.25, "rank5": 1.0, "map": pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)}
+
+
+def test_intervals_and_p_values_of_people_found():
+    found = interval_of(np.ones(15))  # 15 of 15: Wilson
+    assert (found.low, found.high) == (pytest.approx(0.7961, abs=1e-4), 1.0)
+    half = interval_of(np.repeat([0.0, 1.0], 50))
+    assert (half.low, half.high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+    assert interval_of(np.repeat([0.4, 0.6], 50)).low > half.low  # values that vary less tell more
+    rng = np.random.default_rng(6)
+    people = rng.normal(size=(20, 12))
+    same = ranks(people + 0.3 * rng.normal(size=people.shape), people, tuple(map(str, range(20))))
+    noise = ranks(rng.normal(size=people.shape), people, tuple(map(str, range(20))))
+    for found, least, most in ((same, 0, 0.01), (noise, 0.05, 1)):
+        permuted = permuted_scores(found, 199, seed=0)
+        assert least <= p_value("map", retrieval_scores(found)["map"], permuted["map"]) <= most
+        assert permuted["rank1"].mean() == pytest.approx(1 / 20, abs=0.02)
+    value, interval = difference_of(same, noise, 200, seed=0)["map"]
+    assert value == pytest.approx(retrieval_scores(same)["map"] - retrieval_scores(noise)["map"])
+    assert 0 < interval.low < value < interval.high
 
 
 # --- controls and parcels ---------------------------------------------------------------------------------------

@@ -20,17 +20,17 @@ def connectivity(courses: Sequence[Sequence[np.ndarray]]) -> list[Features]:
     courses : sequence (rows) of sequences (runs) of ndarray (t, parcels)
         The runs of a row are standardised and joined in time.
     """
-    series = [np.concatenate([_standard(run) for run in runs]) for runs in courses]
-    correlation = _measure("correlation").fit_transform(series)  # (n, pairs)
+    covariances = [_covariance(np.concatenate([_standard(run) for run in runs])) for runs in courses]
+    correlation = _measure("correlation").fit_transform(covariances)  # (n, pairs)
     return [
         Features.fixed("fc-correlation", "Functional connectivity: Ledoit-Wolf correlations", correlation),
-        Features("fc-tangent", "Functional connectivity: tangent space of the training rows", _tangent(series)),
+        Features("fc-tangent", "Functional connectivity: tangent space of the training rows", _tangent(covariances)),
     ]
 
 
 def correlations(clips: np.ndarray) -> np.ndarray:
     """Functional connectivity of one stretch.  # (clips, t, parcels) -> (pairs,)"""
-    return _measure("correlation").fit_transform([_standard(np.concatenate(list(clips)))])[0]
+    return _measure("correlation").fit_transform([_covariance(_standard(np.concatenate(list(clips))))])[0]
 
 
 def _standard(course: np.ndarray) -> np.ndarray:
@@ -39,19 +39,36 @@ def _standard(course: np.ndarray) -> np.ndarray:
     return centred / np.where(spread > 1e-6, spread, 1.0)  # an empty parcel stays 0
 
 
-def _measure(kind: str):
-    from nilearn.connectome import ConnectivityMeasure
+def _covariance(course: np.ndarray) -> np.ndarray:
+    """Ledoit-Wolf covariance of a row, computed once for all folds.  # (t, parcels) -> (parcels, parcels)"""
     from sklearn.covariance import LedoitWolf
 
-    estimator = LedoitWolf(store_precision=False)
+    return LedoitWolf(store_precision=False).fit(course).covariance_
+
+
+class _Known:
+    """An estimator, as nilearn asks for one, of covariances that are known."""
+
+    def fit(self, covariance: np.ndarray) -> _Known:
+        """Take a covariance for its own."""
+        self.covariance_ = covariance
+        return self
+
+    def __sklearn_clone__(self) -> _Known:
+        return _Known()
+
+
+def _measure(kind: str):
+    from nilearn.connectome import ConnectivityMeasure
+
     return ConnectivityMeasure(
-        cov_estimator=estimator, kind=kind, vectorize=True, discard_diagonal=True, standardize=False
+        cov_estimator=_Known(), kind=kind, vectorize=True, discard_diagonal=True, standardize=False
     )
 
 
-def _tangent(series: list[np.ndarray]):
+def _tangent(covariances: list[np.ndarray]):
     def of_fold(train: np.ndarray) -> np.ndarray:
-        return _measure("tangent").fit([series[row] for row in train]).transform(series)
+        return _measure("tangent").fit([covariances[row] for row in train]).transform(covariances)
 
     return of_fold
 

@@ -18,6 +18,7 @@ Scores = dict[str, np.ndarray]
 REGRESSION = ("r2", "mae", "pearson", "spearman")
 CLASSIFICATION = ("balanced_accuracy", "auroc", "auprc", "accuracy", "brier", "ece")
 LOWER_IS_BETTER = frozenset({"mae", "brier", "ece"})
+SHARES = frozenset({"balanced_accuracy", "auroc", "auprc", "accuracy"})
 WITHOUT_INTERVAL = frozenset({"ece"})  # biased upwards in small samples: no interval covers what a large one shows
 LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
 MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others

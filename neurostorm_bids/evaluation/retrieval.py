@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
+from neurostorm_bids.evaluation.intervals import Interval, percentile, score_interval
 from neurostorm_bids.evaluation.metrics import Scores
 
 RETRIEVAL = ("rank1", "rank5", "map")
@@ -18,14 +20,23 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """The rank of each query's own participant, from 1 on; ties count as if the own one came last of them.
+    """The rank that each query gives to each entry of the gallery, from 1 on; of ties all have the last.
 
-    ``rank`` (n queries,); ``participants`` one a query; ``gallery`` the size of the gallery.
+    ``of_all`` (n queries, n entries), entry i being query i's own participant; ``participants`` one a query.
     """
 
-    rank: np.ndarray
+    of_all: np.ndarray
     participants: tuple[str, ...]
-    gallery: int
+
+    @property
+    def rank(self) -> np.ndarray:
+        """The rank of each query's own participant.  # (n,)"""
+        return np.diag(self.of_all)
+
+    @property
+    def gallery(self) -> int:
+        """Participants to choose from."""
+        return len(self.of_all)
 
 
 def ranks(query: np.ndarray, gallery: np.ndarray, participants: tuple[str, ...]) -> Ranks:
@@ -39,8 +50,7 @@ def ranks(query: np.ndarray, gallery: np.ndarray, participants: tuple[str, ...])
     mean, spread = gallery.mean(axis=0), gallery.std(axis=0)
     scale = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1e-300), 1 / np.where(spread > 0, spread, 1.0), 0.0)
     likeness = _unit((query - mean) * scale) @ _unit((gallery - mean) * scale).T  # (n, n)
-    own = np.diag(likeness)
-    return Ranks((likeness >= own[:, None]).sum(axis=1), participants, len(gallery))
+    return Ranks(rankdata(-likeness, method="max", axis=1).astype(int), participants)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -48,11 +58,35 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def retrieval_scores(found: Ranks, weights: np.ndarray | None = None) -> Scores:
-    """Rank-1, rank-5 and mean average precision of the queries, the gallery as it is.  # (b, n) -> (b,) each"""
-    w = np.ones((1, len(found.rank))) if weights is None else weights
-    values = {"rank1": found.rank == 1, "rank5": found.rank <= 5, "map": 1 / found.rank}
-    return {name: w @ np.asarray(value, float) / w.sum(axis=1) for name, value in values.items()}
+def credits_of(rank: np.ndarray) -> Scores:
+    """What each query adds to each metric.  # (...,) -> (...,) each"""
+    return {"rank1": (rank == 1).astype(float), "rank5": (rank <= 5).astype(float), "map": 1 / rank}
+
+
+def retrieval_scores(found: Ranks) -> dict[str, float]:
+    """Rank-1, rank-5 and mean average precision."""
+    return {name: float(values.mean()) for name, values in credits_of(found.rank).items()}
+
+
+def permuted_scores(found: Ranks, n: int, seed: int) -> Scores:
+    """The same when it is permuted whose each entry of the gallery is.  # (n,) each"""
+    rng, queries = np.random.default_rng([seed, 78]), np.arange(found.gallery)
+    ranks_of = np.array([found.of_all[queries, rng.permutation(found.gallery)] for _ in range(n)])
+    return {name: values.mean(axis=-1) for name, values in credits_of(ranks_of.reshape(n, found.gallery)).items()}
+
+
+def interval_of(values: np.ndarray) -> Interval:
+    """A 95 % interval of the mean of what queries add, the gallery as it is.  # (n,)"""
+    return score_interval(float(values.mean()), float(values.std() / np.sqrt(len(values))), len(values))
+
+
+def difference_of(one: Ranks, other: Ranks, n: int, seed: int) -> dict[str, tuple[float, Interval]]:
+    """Differences of two sets of features over the same queries, with intervals from resampled queries."""
+    rng, size = np.random.default_rng([seed, 99]), one.gallery
+    weights = rng.multinomial(size, np.full(size, 1 / size), size=n) / size  # (b, n)
+    mine, its = credits_of(one.rank), credits_of(other.rank)
+    return {name: (float((mine[name] - its[name]).mean()), percentile(weights @ (mine[name] - its[name])))
+            for name in RETRIEVAL}  # fmt: skip
 
 
 def chance_of(gallery: int) -> dict[str, float]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from neurostorm_bids.evaluation.intervals import Interval
 from neurostorm_bids.evaluation.metrics import LOWER_IS_BETTER, metrics_of
 from neurostorm_bids.evaluation.problem import Problem
 from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
@@ -73,12 +76,18 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed:
 
 
 def _above_chance(row: MetricRow, metric: str, fixed: bool) -> str:
-    figures = f"{metric} {row.value:.3f} [{row.interval.low:.3f}, {row.interval.high:.3f}]"
+    figures = f"{metric} {row.value:.3f} {_interval(row.interval, '.3f')}"
     if not row.n_permutations:
         return f"{row.features}: {figures}; no permutations were asked for."
     verdict = "above chance" if row.p <= ALPHA else "not above chance"
     how = " without training again" if fixed else ""
     return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations{how})."
+
+
+def _interval(interval: Interval, form: str) -> str:
+    if np.isnan(interval.low):
+        return "(resampling gives no interval)"
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def verdict_of(difference: Difference, metric: str) -> int:
@@ -90,7 +99,7 @@ def verdict_of(difference: Difference, metric: str) -> int:
 
 
 def _compared(difference: Difference, metric: str) -> str:
-    figures = f"{metric} {difference.value:+.3f} [{difference.interval.low:+.3f}, {difference.interval.high:+.3f}]"
+    figures = f"{metric} {difference.value:+.3f} {_interval(difference.interval, '+.3f')}"
     kind = next((kind for kind in MEANINGS if difference.features.startswith(kind)), None)
     verdict = verdict_of(difference, metric)
     told = ("it is better", "they cannot be told apart", "it is worse")

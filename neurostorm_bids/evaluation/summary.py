@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurostorm_bids.evaluation.intervals import Interval, percentile, widening_of
+from neurostorm_bids.evaluation.intervals import Interval, percentile, score_interval, widening_of
 from neurostorm_bids.evaluation.learning import Outcome, each_repeat
-from neurostorm_bids.evaluation.metrics import LEAST, MOST, WITHOUT_INTERVAL, Scores, metrics_of
+from neurostorm_bids.evaluation.metrics import LEAST, MOST, SHARES, WITHOUT_INTERVAL, Scores, metrics_of
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -73,11 +73,15 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
     """
     observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
     resampled = {name: over_repeats(problem, outcome, weights) for name, outcome in outcomes.items()}
+    n = len(set(problem.families))
     refitted = {name: outcome.refitted for name, outcome in outcomes.items()}
     rows, differences = [], []
     for name, outcome in outcomes.items():
         for metric in metrics_of(problem.kind):
             interval = _interval(metric, resampled[name], outcome.refitted)
+            if metric in SHARES:
+                spread = _spread(resampled[name][metric], outcome.refitted.get(metric, np.zeros(0)))
+                interval = score_interval(float(observed[name][metric].mean()), spread, n)
             rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
     for model in models:
         for name in (name for name in outcomes if name != model):
@@ -111,6 +115,10 @@ def _interval(metric: str, resampled: Scores, refitted: Scores) -> Interval:
     if metric in WITHOUT_INTERVAL:
         return Interval(float("nan"), float("nan"))
     return percentile(resampled[metric], widening_of(resampled[metric], refitted.get(metric, np.zeros(0))))
+
+
+def _spread(tested: np.ndarray, refitted: np.ndarray) -> float:
+    return float(np.nanstd(tested)) * widening_of(tested, refitted)
 
 
 def _row(name: str, metric: str, observed: np.ndarray, interval: Interval, permuted: Scores) -> MetricRow:

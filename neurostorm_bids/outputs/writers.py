@@ -18,7 +18,12 @@ from neurostorm_bids.outputs.tables import Column, describe_columns, tsv_text
 
 
 def write_embedding(
-    output_dir: Path, run: RunRecord, model: ModelRecord, clips: Sequence[ClipRow], embedding: np.ndarray
+    output_dir: Path,
+    run: RunRecord,
+    model: ModelRecord,
+    clips: Sequence[ClipRow],
+    embedding: np.ndarray,
+    what: str = "before any prediction head",
 ) -> Path:
     """Write a run's embedding, a row per clip, and its sidecar.
 
@@ -26,6 +31,8 @@ def write_embedding(
     ----------
     embedding : np.ndarray
         One row a clip.  # (n_clips, n_features)
+    what : str
+        Where in the model it was taken, in words.
 
     Returns
     -------
@@ -35,7 +42,7 @@ def write_embedding(
     if len(clips) != len(embedding):
         raise ValueError(f"{len(clips)} clips, {len(embedding)} rows of embedding")
     path = _files(output_dir, run, model).embedding
-    description = f"Embedding of each clip of the run by the model {model.name}, before any prediction head."
+    description = f"Embedding of each clip of the run by the model {model.name}, {what}."
     return _write_table(path, run, model, description, [*_clip_columns(clips), *_feature_columns(embedding)])
 
 
