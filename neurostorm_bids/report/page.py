@@ -36,6 +36,15 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 TITLES = {
+    "auprc": "AUPRC",
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "mae": "MAE",
+    "map": "mean average precision",
+    "r2": "R2",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
     "dice": "Dice",
     "mean_fd": "mean FD",
     "n_clips": "clips used",
