@@ -15,7 +15,7 @@ FACTS = ("title", "citation", "access", "accession", "preprocessed", "participan
 KINDS = ("regression", "classification", "retrieval")
 MARKS = (
     "  A page in brackets: the statement was read in an excerpt of it that a search returned. No page was opened in\n"
-    "  full and no data were looked at; compare with your own participants.tsv. (unverified): nobody has read it anywhere."
+    "  full, no data were looked at: compare with your own participants.tsv. (unverified): nobody has read it anywhere."
 )
 
 
