@@ -2,7 +2,10 @@
 
     python benchmarks/evaluation.py null       p values of 200 evaluations of noise: uniform?
     python benchmarks/evaluation.py coverage   do 95 % intervals cover what the trained models reach on fresh people?
+    python benchmarks/evaluation.py retrieval  the same of telling people apart
+    python benchmarks/evaluation.py marks      are runs marked that are unlike the training runs, and no others?
     python benchmarks/evaluation.py speed      1,000 people, 288 features, 5 x 5 folds, 1,000 permutations
+    python benchmarks/evaluation.py tangent    the same of functional connectivity: 4,950 features, learnt in each fold
     python benchmarks/evaluation.py where      signal in covariance, or in the mean image: does the report say so?
 
 The program's own functions are called as ``--group-workflow evaluate`` calls them.
@@ -13,18 +16,22 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from scipy.stats import kstest
 
 from neurostorm_bids.cli import main as run
-from neurostorm_bids.evaluation.intervals import resamples
+from neurostorm_bids.evaluation.baselines import connectivity
+from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
 from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.metrics import metrics_of
-from neurostorm_bids.evaluation.permutation import permutations
-from neurostorm_bids.evaluation.problem import Problem, plan_folds
+from neurostorm_bids.evaluation.permutation import p_value, permutations
+from neurostorm_bids.evaluation.problem import Fold, Problem, plan_folds
+from neurostorm_bids.evaluation.retrieval import credits_of, interval_of, permuted_scores, ranks, retrieval_scores
+from neurostorm_bids.evaluation.shift import TrainingDistribution
 from neurostorm_bids.evaluation.summary import summarise
 from neurostorm_bids.simulate import EffectSizes, Expression, Levels, ceilings, write_dataset
 
@@ -64,59 +71,179 @@ def null(n_evaluations: int) -> None:
             )
 
 
+def gaussian(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """20 independent features, five of which tell half of the variance."""
+    return simulated(n, 20, 1.0, 0, rng)
+
+
+def wide(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """More features than people, which go along with one another, and little to tell."""
+    hidden, directions = rng.normal(size=(n, 10)), np.random.default_rng(5).normal(size=(10, 200))
+    x = hidden @ directions + 2 * rng.normal(size=(n, 200))
+    return x, 0.7 * hidden[:, :3].sum(axis=1) / np.sqrt(3) + rng.normal(size=n)
+
+
+def heavy(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features and values with outliers (t distributions of 4 and 5 degrees of freedom)."""
+    x = rng.standard_t(4, size=(n, 20))
+    return x, x[:, :3].sum(axis=1) / np.sqrt(6) + rng.standard_t(5, size=n)
+
+
+def skewed(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Values like reaction times or volumes: log-normal."""
+    x = rng.normal(size=(n, 20))
+    return x, np.exp(0.5 * (x[:, :2].sum(axis=1) / np.sqrt(2) + rng.normal(size=n)))
+
+
+Family = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+# name -> values as they are, or the level above which they are of the second class
+FAMILIES: dict[str, tuple[Family, float | None]] = {
+    "gaussian": (gaussian, None),
+    "wide": (wide, None),
+    "heavy": (heavy, None),
+    "skewed": (skewed, None),
+    "gaussian, classes": (gaussian, 0.0),
+    "wide, classes": (wide, 0.0),
+    "gaussian, a class of 20 %": (gaussian, 1.19),
+}
+
+
 def coverage(n_evaluations: int) -> None:
     """Coverage of the 95 % intervals for the mean performance of the trained fold models on 5,000 fresh people."""
-    for classes in ((), ("a", "b")):
-        for n in (60, 200):
+    for n in (60, 200):
+        for name, (family, threshold) in FAMILIES.items():
             hits: dict[str, list[bool]] = {}
             for number in range(n_evaluations):
-                rng = np.random.default_rng([number, n, len(classes)])
-                x, values = simulated(n + 5000, 20, 1.0, len(classes), rng)
-                for metric, hit in covered(x, values, n, classes, number).items():
+                x, values = family(n + 5000, np.random.default_rng([number, n]))
+                y = values if threshold is None else (values > threshold).astype(int)
+                for metric, hit in covered(x, y, n, () if threshold is None else ("a", "b"), number).items():
                     hits.setdefault(metric, []).append(hit)
-            shares = ", ".join(f"{metric} {np.mean(hit):.3f}" for metric, hit in hits.items())
-            print(f"coverage {'classes' if classes else 'numbers'}, {n} people, {n_evaluations} evaluations: {shares}")
+            shares = ", ".join(f"{metric} {np.mean(hit):.2f}" for metric, hit in hits.items())
+            print(f"coverage, {name}, {n} people, {n_evaluations} evaluations: {shares}", flush=True)
 
 
 def covered(x: np.ndarray, values: np.ndarray, n: int, classes: tuple[str, ...], seed: int) -> dict[str, bool]:
-    """Whether each metric's interval covers the truth."""
+    """Whether each metric's interval covers the truth, and the interval of the difference from half of the features."""
     problem, whole = problem_of(values[:n], classes), problem_of(values, classes)
-    folds = plan_folds(problem, repeats=2, seed=seed)
-    outcome = cross_validate(problem, Features.fixed("x", "x", x[:n]), folds, np.zeros((n, 0), int))
-    summary = summarise(problem, {"x": outcome}, [], resamples(problem, 1000, seed))
-    fresh = np.arange(n, len(values))
-    truths: dict[str, list[float]] = {}
+    folds, weights = plan_folds(problem, repeats=2, seed=seed), resamples(problem, 1000, seed)
+    sets = {"x": x, "half": x[:, ::2]}
+    outcomes = {
+        name: cross_validate(
+            problem, Features.fixed(name, name, of[:n]), folds, np.zeros((n, 0), int), weights=weights[:N_REFITS]
+        )
+        for name, of in sets.items()
+    }
+    summary = summarise(problem, outcomes, ["x"], weights)
+    truth = {name: on_fresh(whole, of, folds, np.arange(n, len(values))) for name, of in sets.items()}
+    found = {}
+    for metric, value in truth["x"].items():
+        difference = summary.difference("x", "half", metric)
+        for name, interval, true in (
+            (metric, summary.row("x", metric).interval, value),
+            (f"{metric} difference", difference.interval, value - truth["half"][metric]),
+        ):
+            if not np.isnan(interval.low):
+                found[name] = interval.low <= true <= interval.high
+    return found
+
+
+def on_fresh(whole: Problem, x: np.ndarray, folds: Sequence[Fold], fresh: np.ndarray) -> dict[str, float]:
+    """Mean over the trained fold models of each metric on fresh rows."""
+    each = []
     for number, fold in enumerate(folds):
         moved = [replace(fold, repeat=number, test=fresh)]
-        trained = cross_validate(whole, Features.fixed("x", "x", x), moved, np.zeros((len(values), 0), int))
-        scores = each_repeat(whole, trained)[0]
-        for metric, value in scores.items():
-            truths.setdefault(metric, []).append(float(value[0]))
-    rows = {metric: summary.row("x", metric).interval for metric in truths}
-    return {metric: rows[metric].low <= np.mean(truth) <= rows[metric].high for metric, truth in truths.items()}
+        trained = cross_validate(whole, Features.fixed("x", "x", x), moved, np.zeros((whole.n_rows, 0), int))
+        each.append(each_repeat(whole, trained)[0])
+    return {metric: float(np.mean([scores[metric][0] for scores in each])) for metric in each[0]}
+
+
+def people(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two runs of each of n people."""
+    person = rng.normal(size=(n, 12))
+    return person + noise * rng.normal(size=(n, 12)), person + noise * rng.normal(size=(n, 12))
+
+
+def retrieval(n_evaluations: int) -> None:
+    """Coverage for the mean over 400 galleries of one size, and uniformity of p on noise."""
+    for n, noise in ((24, 1.0), (60, 1.2), (60, 0.5), (200, 1.0)):
+        names = tuple(map(str, range(n)))
+        fresh = [retrieval_scores(ranks(*people(n, noise, np.random.default_rng([9, i])), names)) for i in range(400)]
+        hits: dict[str, list[bool]] = {}
+        for number in range(n_evaluations):
+            found = ranks(*people(n, noise, np.random.default_rng([3, number])), names)
+            for metric, values in credits_of(found.rank).items():
+                interval, truth = interval_of(values), np.mean([scores[metric] for scores in fresh])
+                hits.setdefault(metric, []).append(bool(interval.low <= truth <= interval.high))
+        shares = ", ".join(f"{metric} {np.mean(hit):.2f}" for metric, hit in hits.items())
+        print(f"retrieval, {n} people, rank-1 {np.mean([scores['rank1'] for scores in fresh]):.2f}: {shares}")
+    p = []
+    for number in range(n_evaluations):
+        rng = np.random.default_rng([7, number])
+        found = ranks(rng.normal(size=(40, 12)), rng.normal(size=(40, 12)), tuple(map(str, range(40))))
+        p.append(p_value("map", retrieval_scores(found)["map"], permuted_scores(found, 199, number)["map"]))
+    below = np.mean(np.array(p) <= 0.05)
+    print(f"retrieval, noise, map: KS p = {kstest(p, 'uniform').pvalue:.3f}, share p <= 0.05: {below:.3f}")
+
+
+def marks(n_evaluations: int) -> None:
+    """Shares of runs that are marked: of new people like those trained on, and of people further and further away."""
+    found: dict[float, list[float]] = {}
+    for number in range(n_evaluations):
+        rng = np.random.default_rng([5, number])
+        mixing = rng.normal(size=(20, 288)) * 0.7 ** np.arange(20)[:, None]
+
+        def runs(n: int, away: float, rng=rng, mixing=mixing) -> np.ndarray:
+            person = np.repeat(rng.normal(size=(n, 20)), 2, axis=0)
+            return (person + 0.5 * rng.normal(size=person.shape) + away) @ mixing + 0.05 * rng.normal(size=(2 * n, 288))
+
+        trained = TrainingDistribution.of(runs(100, 0.0), [str(i // 2) for i in range(200)])
+        for away in (0.0, 1.0, 2.0, 4.0):
+            found.setdefault(away, []).append(float(np.mean(trained.distance(runs(100, away)) > trained.threshold)))
+    shares = ", ".join(f"{np.mean(share):.3f} at {away:g} SD in each direction" for away, share in found.items())
+    print(f"marked of 200 runs of 100 new people, 100 trained on, {n_evaluations} evaluations: {shares}")
 
 
 def speed() -> None:
-    """Time of one set of features, everything counted: folds, permutations, metrics, intervals."""
+    """Time of one set of features, everything counted: folds, permutations, refits, metrics, intervals."""
     for kind, classes, n_permutations in (
         ("ridge", (), 1000),
         ("ridge classifier", ("a", "b"), 1000),
         ("logistic", ("a", "b"), 10),
+        ("logistic", ("a", "b"), 0),
     ):
-        rng = np.random.default_rng(0)
-        x, values = simulated(1000, 288, 0.5, len(classes), rng)
-        problem = problem_of(values, classes)
-        started = time.monotonic()
-        folds = plan_folds(problem)
-        orders = permutations(problem, n_permutations, seed=0)
+        x, values = simulated(1000, 288, 0.5, len(classes), np.random.default_rng(0))
         learner = nested_logistic if kind == "logistic" else None
-        outcome = cross_validate(problem, Features.fixed("x", "x", x), folds, orders, learner=learner)
-        summary = summarise(problem, {"x": outcome}, [], resamples(problem, 1000, 0))
-        row = summary.rows[0]
-        print(
-            f"speed {kind}: 1,000 people, 288 features, 5 x 5 nested, {n_permutations} permutations: "
-            f"{time.monotonic() - started:.1f} s ({row.metric} {row.value:.3f}, p {row.p:.4f})"
+        timed(
+            f"{kind}, 288 features", problem_of(values, classes), Features.fixed("x", "x", x), n_permutations, learner
         )
+
+
+def timed(what: str, problem: Problem, features: Features, n_permutations: int, learner=None) -> None:
+    """Evaluate once, 5 x 5 nested folds, and say how long it took."""
+    started = time.monotonic()
+    folds, weights = plan_folds(problem), resamples(problem, 1000, 0)
+    orders = permutations(problem, n_permutations, seed=0)
+    outcome = cross_validate(problem, features, folds, orders, learner=learner, weights=weights[:N_REFITS])
+    row = summarise(problem, {"x": outcome}, [], weights).rows[0]
+    print(
+        f"speed, {what}: {problem.n_rows} people, 5 x 5 nested, {n_permutations} permutations: "
+        f"{time.monotonic() - started:.1f} s ({row.metric} {row.value:.3f} [{row.interval.low:.3f}, "
+        f"{row.interval.high:.3f}], p {row.p:.4f})",
+        flush=True,
+    )
+
+
+def tangent(n_permutations: int) -> None:
+    """Functional connectivity of 1,000 people, 300 volumes of 100 parcels, whose covariance goes along with a value."""
+    rng = np.random.default_rng(0)
+    values, pattern = rng.normal(size=1000), 0.05 * rng.normal(size=(100, 100))
+    mixing = (np.eye(100) + pattern * (1 + 0.2 * value) + 0.03 * rng.normal(size=(100, 100)) for value in values)
+    courses = [[(rng.normal(size=(300, 100)) @ mixed).astype(np.float32)] for mixed in mixing]
+    started = time.monotonic()
+    both = connectivity(courses)
+    print(f"covariances and correlations: {time.monotonic() - started:.1f} s", flush=True)
+    for features in both:
+        timed(f"{features.name}, 4,950 features", problem_of(values, ()), features, n_permutations)
 
 
 NOTHING = Expression()
@@ -142,17 +269,18 @@ def where(n_subjects: int) -> None:
 
 
 def main() -> None:
-    """Run one of the four."""
+    """Run one of them."""
+    runs = {"null": null, "coverage": coverage, "retrieval": retrieval, "marks": marks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("null", "coverage", "speed", "where"))
-    parser.add_argument("-n", type=int, default=200, help="evaluations (default 200)")
+    parser.add_argument("what", choices=(*runs, "speed", "tangent", "where"))
+    parser.add_argument("-n", type=int, default=200, help="evaluations, or permutations of tangent (default 200)")
     arguments = parser.parse_args()
-    if arguments.what == "speed":
-        speed()
-    elif arguments.what == "where":
-        where(80)
+    if arguments.what in runs:
+        runs[arguments.what](arguments.n)
+    elif arguments.what == "tangent":
+        tangent(arguments.n)
     else:
-        (null if arguments.what == "null" else coverage)(arguments.n)
+        speed() if arguments.what == "speed" else where(80)
 
 
 if __name__ == "__main__":
