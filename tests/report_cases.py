@@ -23,6 +23,7 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
+from neurostorm_bids.outputs.maps import MapRecord, MapRow, write_map
 from neurostorm_bids.report.carpet import Carpet
 from neurostorm_bids.report.figures import carpet_figure, motion_and_clips, placement, write_figures
 from neurostorm_bids.report.results import COMMAND
@@ -110,6 +111,21 @@ def write_run(output_dir: Path, root: Path, entities: dict[str, str], *, seed: i
     write_embedding(output_dir, record, model, clips, generator.standard_normal((len(clips), 12)).cumsum(axis=0))
 
 
+def write_maps(output_dir: Path, entities: dict[str, str], text: str) -> None:
+    """An attribution map of a run, or of all runs where only the participant is named."""
+    entry = {"Method": "integrated-gradients", "Target": "age", "Completeness": {"RelativeError": 0.004},
+             "SanityCheck": {"Correlation": 0.02, "Differs": True}}  # fmt: skip
+    record = MapRecord(entities=entities, desc="ageIG", grid=GRID, description="d", unit="year", sources=(),
+                       model=ModelRecord(name="base", hash="f00d", trained=True, resume_key="key", backend="cpu"),
+                       attribution=entry, resume_key="key")  # fmt: skip
+    rows = [
+        MapRow(level=level, name=f"{name}{text}", network=None, n_voxels=9, centre_mm=(0.0, 0.0, 0.0), attribution=1.0,
+               mass=mass, volume=0.2, enrichment=mass / 0.2)
+        for level, name, mass in (("network", "Visual", 0.7), ("network", "Default", 0.1), ("parcel", "p1", 0.4))
+    ]  # fmt: skip
+    write_map(output_dir, record, np.zeros(GRID.shape), rows)
+
+
 def write_results(output_dir: Path, root: Path, *, text: str = "", n_participants: int = 2) -> None:
     """A dataset: two runs of the first participant, one of the others, a failed run, the calls' settings."""
     root.mkdir(parents=True, exist_ok=True)
@@ -120,6 +136,8 @@ def write_results(output_dir: Path, root: Path, *, text: str = "", n_participant
         for task in ("rest", "movie")[: 2 if number == 1 else 1]:
             low = 0.6 if number == 2 else 0.95
             write_run(output_dir, root, {"sub": label, "task": task}, seed=number, text=text, dice=low)
+        write_maps(output_dir, {"sub": label}, text)
+        write_maps(output_dir, {"sub": label, "task": "rest"}, text)
         call = output_dir / f"sub-{label}" / "log" / "20260101-000000_x"
         command = json.dumps(["neurostorm", str(root), "out put", "participant", "--model", text or "base"])
         write_text(call / "neurostorm.toml", f"{COMMAND}{command}\nmodel = []\n")

@@ -96,6 +96,7 @@ def test_the_page_says_what_was_run_and_what_came_of_it(output):
         "with a temperature fitted on held-out people", "Assumed of its input grid", "f00d", "5e771", "c0ffee",
         "'out put' participant --model base",
         "Towards a general-purpose foundation model", "doi:10.1038/sdata.2016.44", "bids:fmriprep:sub-01/func",
+        "Where the predictions come from, over all runs", "Visual", "an error of 0.4 %", "another map: yes",
         "Not for clinical use", "torch", "left out for motion",
     ):  # fmt: skip
         assert said in text, said

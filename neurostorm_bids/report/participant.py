@@ -17,6 +17,7 @@ from neurostorm_bids.report.figures import RunFigures
 from neurostorm_bids.report.page import asset_of_outputs, methods, render
 from neurostorm_bids.report.results import ModelResult, ParticipantResults, Row, RunResult, Table, read_participant
 
+MOST_AREAS = 8  # networks or parcels of a map
 FIRST_FIGURES = ("coverage", "dice", "mean_fd", "tsnr")  # shown in the overview
 APPROXIMATE = (
     "The run lies in another template than the model's and was matched by its affine alone: cortex may be off by "
@@ -85,6 +86,7 @@ def participant_page(output_dir: Path, results: ParticipantResults) -> str:
         "participant.html",
         label=results.label,
         runs=runs,
+        maps=[_map_view(table) for table in results.maps],
         failed=results.failed,
         command=shlex.join(results.command),
         software=_first(results.runs, "Software"),
@@ -159,6 +161,7 @@ def _run_view(number: int, run: RunResult, ways: Mapping[str, Mapping[str, Any]]
         "quality": _quality(run.quality),
         "overview": [first.get(name) for name in FIRST_FIGURES],
         "models": models,
+        "maps": [_map_view(table) for table in run.maps],
         "n_clips": at(run.sidecar, "Clips", "Used"),
     }
 
@@ -308,3 +311,32 @@ def _chart(row: Row, known: Any) -> dict[str, Any] | None:
     interval = _interval(row)
     ends = None if interval is None else (_float(interval[0]), _float(interval[1]))
     return against_training(value, spread if np.isfinite(spread) else None, training["Mean"], training["SD"], ends)
+
+
+# --- attribution ------------------------------------------------------------------------------------------------
+
+
+def _map_view(table: Table) -> dict[str, Any]:
+    """Where a prediction comes from: the networks (else parcels) with the largest shares, and the map's own checks."""
+    entry = at(table.sidecar, "Attribution")
+    level = "network" if any(row.get("level") == "network" for row in table.rows) else "parcel"
+    areas = [
+        {"name": row.get("name"), "mass": _float(row.get("mass")), "volume": _float(row.get("volume"))}
+        for row in table.rows
+        if row.get("level") == level
+    ]
+    known = [area for area in areas if np.isfinite(area["mass"]) and np.isfinite(area["volume"])]
+    shown = sorted(known, key=lambda area: -area["mass"])[:MOST_AREAS]
+    chosen = at(entry, "Class")
+    return {
+        "target": str(at(entry, "Target") or table.entities.get("desc", "")) + (f", {chosen}" if chosen else ""),
+        "method": str(at(entry, "Method") or ""),
+        "error": at(entry, "Completeness", "RelativeError"),
+        "alike": at(entry, "SanityCheck", "Correlation"),
+        "differs": at(entry, "SanityCheck", "Differs"),
+        "level": level,
+        "areas": shown,
+        "most": max([share for area in shown for share in (area["mass"], area["volume"])], default=1.0) or 1.0,
+        "image": table.path.name.replace("_attribution.tsv", "_boldmap.nii.gz"),
+        "warnings": _texts(at(table.sidecar, "Warnings")),
+    }

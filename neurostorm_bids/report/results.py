@@ -17,6 +17,8 @@ from neurostorm_bids.report.figures import RunFigures, read_figures
 
 Row = Mapping[str, str | None]
 FUNC = ("func", "ses-*/func")
+SUFFIXES = ("_qc.tsv", "_embedding.tsv", "_predictions.tsv")
+MAP_SUFFIX = "_attribution.tsv"
 COMMAND = "# command: "  # first line of a call's neurostorm.toml, then the words as JSON
 
 
@@ -57,6 +59,7 @@ class RunResult:
     quality: tuple[Table, ...] = ()
     figures: Mapping[str, RunFigures] = field(default_factory=dict)  # by desc- label of the quality table
     models: tuple[ModelResult, ...] = ()
+    maps: tuple[Table, ...] = ()  # summaries of attribution maps
     faults: tuple[str, ...] = ()
 
     @property
@@ -72,6 +75,7 @@ class ParticipantResults:
 
     label: str
     runs: tuple[RunResult, ...]
+    maps: tuple[Table, ...]  # summaries of attribution maps over all runs
     failed: Mapping[str, str]  # run without results: why
     command: tuple[str, ...]
 
@@ -82,12 +86,13 @@ def read_participant(output_dir: Path, label: str) -> ParticipantResults:
     paths: dict[str, list[Path]] = {}
     for pattern in FUNC:
         for path in sorted(folder.glob(f"{pattern}/*.tsv")):
-            if run_name(path):
+            if path.name.endswith((*SUFFIXES, MAP_SUFFIX)) and run_name(path):
                 paths.setdefault(run_name(path), []).append(path)
+    means, _ = _tables(paths.pop(f"sub-{label}", []))  # without any other entity: of no single run
     runs = tuple(_run(output_dir, label, name, members) for name, members in sorted(paths.items()))
     calls = sorted((folder / "log").glob("*/neurostorm.toml"))
     failed = {name: text for name, text in _crashes(folder).items() if name not in paths}
-    return ParticipantResults(label, runs, failed, _command(calls))
+    return ParticipantResults(label, runs, tuple(means), failed, _command(calls))
 
 
 def run_name(path: Path) -> str:
@@ -109,7 +114,8 @@ def _run(output_dir: Path, label: str, name: str, paths: Sequence[Path]) -> RunR
         except TableUnreadable as error:
             faults.append(error)
     texts = tuple(f"{_name_of(error)}: {error.fault}" for error in faults)
-    return RunResult(name, quality, figures, tuple(_models(tables)), texts)
+    maps = tuple(table for table in tables if table.path.name.endswith(MAP_SUFFIX))
+    return RunResult(name, quality, figures, tuple(_models(tables)), maps, texts)
 
 
 def _name_of(error: NeurostormError) -> str:
