@@ -93,11 +93,12 @@ def measure(stage: str, root: Path, first: int, last: int) -> dict[str, float]:
     import bids.layout  # noqa: F401 - its import is not what is measured
 
     labels = tuple(f"{number:06d}" for number in range(first, last))
-    before, started = _peak_mb(), time.perf_counter()
+    before, started, cpu_started = _peak_mb(), time.perf_counter(), time.process_time()
     n_done = STAGES[stage](root, labels)
     if n_done != len(labels):
         raise SystemExit(f"{stage}: {n_done} of {len(labels)}")
-    return {"seconds": time.perf_counter() - started, "MB": _peak_mb() - before}
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    return {"seconds": seconds, "CPU seconds": cpu_seconds, "MB": _peak_mb() - before}
 
 
 def _peak_mb() -> float:
@@ -128,10 +129,11 @@ def main(argv: list[str] | None = None) -> int:
         started = time.perf_counter()
         build(Path(folder), n_all, arguments.features, arguments.clips)
         print(f"tree of {n_all} participants made in {time.perf_counter() - started:.0f} s")
-        print("| participants | query s | query MB | aggregate s | aggregate MB |\n|---|---|---|---|---|")
+        figures = " | ".join(f"{stage}: seconds | CPU seconds | MB" for stage in STAGES)
+        print(f"| participants | {figures} |\n{'|---' * 7}|")
         for n in (1, n_all // 4, n_all // 2, n_all):
-            cells = [measured(stage, Path(folder), 0, n) for stage in STAGES]
-            print(f"| {n} | " + " | ".join(f"{c['seconds']:.1f} | {c['MB']:.0f}" for c in cells) + " |", flush=True)
+            cells = [figure for stage in STAGES for figure in measured(stage, Path(folder), 0, n).values()]
+            print(f"| {n} | " + " | ".join(f"{figure:.1f}" for figure in cells) + " |", flush=True)
     return 0
 
 
