@@ -35,6 +35,7 @@ from neurostorm_bids.inputs import Selection
 from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.model import Model
 from neurostorm_bids.outputs import desc_label, is_complete, outputs_complete, read_sidecar
+from neurostorm_bids.outputs.dataset import write_descriptions
 from neurostorm_bids.outputs.maps import MapRecord, MapRow, map_files, write_map
 from neurostorm_bids.outputs.sidecars import UNTRAINED, bids_uri
 from neurostorm_bids.prepare import PreparedRun, prepare_run
@@ -144,6 +145,7 @@ def with_maps(
     runs = [run for run in selection.runs if run.name in usable]
     jobs = {run.name: _jobs(run, requests, models, asked, settings) for run in runs}
     failed = {outcome.run: outcome for outcome in _perform(runs, jobs, models, selection.sources, settings, scratch)}
+    write_descriptions(settings.output_dir, {job.desc: _label_in_words(job) for each in jobs.values() for job in each})
     for participant in sorted({run.participant for run in runs}):
         average_maps([run for run in runs if run.participant == participant], jobs, settings)
     return [failed.get(outcome.run, outcome) for outcome in outcomes]
@@ -296,6 +298,10 @@ def _rows(values: np.ndarray, brain: np.ndarray, parcels: Parcels, model: Model)
         )
         for share in shares_of(values, brain, parcels, model.grid)
     ]
+
+
+def _label_in_words(job: MapJob) -> str:
+    return f"What each voxel adds to the prediction of {job.question.name}, by {job.method}."
 
 
 def _description(job: MapJob, model: Model, of_what: str) -> str:

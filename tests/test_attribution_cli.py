@@ -116,6 +116,12 @@ def test_what_is_there_is_not_computed_again(place, capsys):
     assert all("run-02" not in path.name for path in before if before[path] != after[path])
 
 
+def test_labels_are_described(place):
+    rows = {row["desc_id"]: row["description"] for row in read_tsv(place.out / "descriptions.tsv")}
+    assert rows["desc-ageAttribution"] == "What each voxel adds to the prediction of age, by integrated-gradients."
+    assert "diagnosis:typeA" in rows["desc-diagnosistypeAOcclusionAttribution"]
+
+
 def test_the_results_are_valid_bids(place):
     done = subprocess.run([VALIDATOR, str(place.out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
