@@ -21,16 +21,17 @@ class Carpet:
     """
 
     def __init__(self, grid: Grid, brain: np.ndarray, n_volumes: int) -> None:
-        self._voxels, self.bands = _rows(grid, brain)
+        voxels, self.bands = _rows(grid, brain)
+        self._voxels = np.unravel_index(voxels, grid.shape)
         self.volumes_per_column = max(1, -(-n_volumes // MOST_COLUMNS))
-        self._columns = np.zeros((max(1, -(-n_volumes // self.volumes_per_column)), len(self._voxels)), np.float32)
+        self._columns = np.zeros((max(1, -(-n_volumes // self.volumes_per_column)), len(voxels)), np.float32)
         self.n_volumes = 0
 
     def add(self, volume: np.ndarray) -> None:
         """Count one volume.  # (X, Y, Z)"""
         column = self.n_volumes // self.volumes_per_column
         if column < len(self._columns):
-            self._columns[column] += volume.ravel()[self._voxels]
+            self._columns[column] += volume[self._voxels]
         self.n_volumes += 1
 
     def values(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,22 +48,27 @@ class RunFigures:
 
 def placement(grid: Grid, statistics: RunStatistics) -> RunFigures:
     """The normalised mean image, the template in the same slices, and the outline of the template's brain."""
-    template = template_brain(grid)
-    mosaic = Mosaic.around(grid, template.brain)
+    mosaic, shared = _of_template(grid)
     brain = statistics.mean_image[statistics.mean_image > 0]
     white = float(np.percentile(brain, BRIGHTEST)) if brain.size else 1.0
-    pictures = {
-        "mean": webp(greys(mosaic.of(statistics.mean_image), 0.0, white)),
-        "template": webp(greys(mosaic.of(template.image), 0.0, float(template.image.max()))),
-    }
+    mean = webp(greys(mosaic.of(statistics.mean_image), 0.0, white))
+    content = {**shared.content["Placement"], "WhiteInSD": (white - statistics.mean) / statistics.std}
+    return shared | RunFigures({"mean": mean}, {"Placement": content})
+
+
+@lru_cache(maxsize=2)
+def _of_template(grid: Grid) -> tuple[Mosaic, RunFigures]:
+    """What every run on a grid shares: which slices are shown, the template in them, its outline."""
+    template = template_brain(grid)
+    mosaic = Mosaic.around(grid, template.brain)
     content = {
         "Width": mosaic.width,
         "Height": mosaic.height,
         "SlicesInMm": {plane: mosaic.positions_mm(plane) for plane in PLANES},
         "Outline": outline(mosaic.of(template.brain)),
-        "WhiteInSD": (white - statistics.mean) / statistics.std,
     }
-    return RunFigures(pictures, {"Placement": content})
+    picture = webp(greys(mosaic.of(template.image), 0.0, float(template.image.max())))
+    return mosaic, RunFigures({"template": picture}, {"Placement": content})
 
 
 def carpet_figure(carpet: Carpet, statistics: RunStatistics) -> RunFigures:

@@ -321,12 +321,12 @@ def _map_view(table: Table) -> dict[str, Any]:
     entry = at(table.sidecar, "Attribution")
     level = "network" if any(row.get("level") == "network" for row in table.rows) else "parcel"
     areas = [
-        {"name": row.get("name"), "mass": _float(row.get("mass")), "volume": _float(row.get("volume"))}
+        (str(row.get("name")), _float(row.get("mass")), _float(row.get("volume")))
         for row in table.rows
         if row.get("level") == level
     ]
-    known = [area for area in areas if np.isfinite(area["mass"]) and np.isfinite(area["volume"])]
-    shown = sorted(known, key=lambda area: -area["mass"])[:MOST_AREAS]
+    known = [area for area in areas if np.isfinite(area[1:]).all()]
+    shown = sorted(known, key=lambda area: -area[1])[:MOST_AREAS]
     chosen = at(entry, "Class")
     return {
         "target": str(at(entry, "Target") or table.entities.get("desc", "")) + (f", {chosen}" if chosen else ""),
@@ -335,8 +335,8 @@ def _map_view(table: Table) -> dict[str, Any]:
         "alike": at(entry, "SanityCheck", "Correlation"),
         "differs": at(entry, "SanityCheck", "Differs"),
         "level": level,
-        "areas": shown,
-        "most": max([share for area in shown for share in (area["mass"], area["volume"])], default=1.0) or 1.0,
+        "areas": [{"name": name, "mass": mass, "volume": volume} for name, mass, volume in shown],
+        "most": max([share for area in shown for share in area[1:]], default=1.0) or 1.0,
         "image": table.path.name.replace("_attribution.tsv", "_boldmap.nii.gz"),
         "warnings": _texts(at(table.sidecar, "Warnings")),
     }
