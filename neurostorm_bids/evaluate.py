@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +19,13 @@ from neurostorm_bids.evaluate_leakage import confessed, find_leakage, overlap_un
 from neurostorm_bids.evaluate_tuned import not_repeated, tested_folds, tuned_folder, tuned_outcome
 from neurostorm_bids.evaluation import baselines, leakage
 from neurostorm_bids.evaluation.calibration import Calibration, calibrate
+from neurostorm_bids.evaluation.confounds import associations
 from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
 from neurostorm_bids.evaluation.learning import Features, Outcome, cross_validate
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.permutation import permutations
 from neurostorm_bids.evaluation.problem import Fold, Problem, plan_folds
-from neurostorm_bids.evaluation.statements import statements
+from neurostorm_bids.evaluation.statements import on_age_bias, on_confounds, statements
 from neurostorm_bids.evaluation.summary import Summary, summarise
 from neurostorm_bids.evaluation_rows import Row, mean_of_rows, rows_of
 from neurostorm_bids.evaluation_tables import write_evaluation
@@ -93,7 +95,7 @@ class Evaluation:
     outcomes: Mapping[str, Outcome]
     summary: Summary
     calibrations: Mapping[str, Calibration]
-    nuisance: pd.DataFrame
+    confounds: Mapping[str, Mapping[str, Mapping[str, Any]]]
     sites: Mapping[str, str]
     findings: tuple[leakage.Finding, ...]
     statements: tuple[str, ...]
@@ -186,7 +188,16 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
         tuned = tuned_outcome(problem, rows, folds, weights[:N_REFITS], settings)
         outcomes, models = {settings.tuned: tuned, **outcomes}, (settings.tuned, *models)
     summary = summarise(problem, outcomes, models, weights)
+    calibrations = {name: calibrate(problem, each, folds) for name, each in outcomes.items() if each.inner}
     fixed = (settings.tuned,) if settings.tuned else ()
+    associated = {name: associations(problem, outcomes[name], nuisance) for name in models}
+    said = [
+        *confessed(findings),
+        *statements(problem, summary, models, fixed),
+        *(line for name in models for line in on_confounds(name, associated[name])),
+        *_on_age(problem, {name: calibrations[name] for name in models if name in calibrations}),
+        *map(not_repeated, fixed),
+    ]
     return Evaluation(
         problem=problem,
         rows=rows,
@@ -194,13 +205,19 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
         models=models,
         outcomes=outcomes,
         summary=summary,
-        calibrations={name: calibrate(problem, each, folds) for name, each in outcomes.items() if each.inner},
-        nuisance=nuisance,
+        calibrations=calibrations,
+        confounds=associated,
         sites={label: str(value) for label, value in material.column(_site_column(material, settings)).items()},
         findings=findings,
-        statements=(*confessed(findings), *statements(problem, summary, models, fixed), *map(not_repeated, fixed)),
+        statements=tuple(said),
         warnings=(*labels.warnings, *overlap_unknown(material, settings), *warnings),
     )
+
+
+def _on_age(problem: Problem, calibrations: Mapping[str, Calibration]) -> list[str]:
+    if problem.kind != "regression" or "age" not in re.split(r"[^a-z]+", problem.name.lower()):
+        return []
+    return [on_age_bias(name, each.figures, problem.unit) for name, each in calibrations.items()]
 
 
 def _problem(labels: Labels, material: Material, settings: Settings) -> tuple[Problem, tuple[Row, ...]]:

@@ -223,9 +223,7 @@ def report(found: Evaluation, material: Material, settings: Settings) -> dict[st
         "Features": {name: outcome.features.description for name, outcome in found.outcomes.items()},
         "Statements": list(found.statements),
         "Leakage": leakage_json(found.findings, settings),
-        "Confounds": _without_none(
-            {name: confounds.associations(problem, found.outcomes[name], found.nuisance) for name in found.models}
-        ),
+        "Confounds": _without_none(found.confounds),
         "WithinSites": _within_sites(found),
         "Calibration": {name: _finite(each.figures) for name, each in found.calibrations.items()},
         **_confusions(found),

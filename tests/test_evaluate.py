@@ -109,6 +109,9 @@ def test_a_telling_embedding_beside_what_it_is_compared_with(dataset: Path, tmp_
         assert "Embeddings identify people" in report["Description"]
         assert set(report["Confounds"]["made"]) >= {"mean_fd", "site"} and set(report["WithinSites"]["made"])
         assert any("With 24 participants" in line for line in report["Statements"])
+        assert any("made: its predictions go along with mean_fd" in line for line in report["Statements"])
+        bias = [line for line in report["Statements"] if line.startswith("made, age bias: MAE ")]
+        assert len(bias) == (target == "age") and all("year" in line and "after correction" in line for line in bias)
         assert "bootstrap resamples of families" in (folder / "methods.md").read_text()
     assert "evaluation" in (output / ".bidsignore").read_text().splitlines()
     matrix = report["ConfusionOfFirstRepeat"]["made"]
@@ -274,7 +277,9 @@ def test_a_fine_tuned_model_passes_on_what_its_backbone_saw(dataset: Path, tmp_p
     write_text(table / "splits.tsv", "\n".join(["fold\tparticipant_id\tsplit", *lines]) + "\n")
     lines = [f"{name}\tn/a\t1\t40\t41" for name in names[12:]]
     write_text(table / "predictions.tsv", "\n".join(["participant_id\trun\tfold\ttruth\tpredicted", *lines]) + "\n")
-    write_json(output / "models" / "base-age" / "training.json", {"pretraining_overlap": [names[-1].removeprefix("sub-")]})
+    write_json(
+        output / "models" / "base-age" / "training.json", {"pretraining_overlap": [names[-1].removeprefix("sub-")]}
+    )
     words = ("--target", "age", "--tuned", "base-age", *SIMPLE)
     assert evaluate(dataset, output, *words) == 2
     assert f"the model that base-age began from was trained on: 1 ({names[-1]})" in capsys.readouterr().err

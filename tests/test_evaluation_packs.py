@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from torch import nn
 from training_cases import CONFIG
 
+from neurostorm_bids.cli import main
 from neurostorm_bids.evaluation.calibration import half_width
 from neurostorm_bids.evaluation.packs import calibrated, calibration_record, distribution_of
 from neurostorm_bids.evaluation.shift import Mark, QualityRanges
 from neurostorm_bids.model.config import Target
 from neurostorm_bids.model.description import ModelDescription
 from neurostorm_bids.model.encoder import Encoder
+from neurostorm_bids.outputs import read_tsv
+from neurostorm_bids.simulate import Levels, write_dataset
 from neurostorm_bids.training.course import Outcome
 from neurostorm_bids.training.finetune import TrainedRun, Tuned
 from neurostorm_bids.training.scores import ClipOutput
@@ -146,3 +150,41 @@ def test_quality_ranges_hold_new_runs_like_the_old_ones():
     assert QualityRanges.of([run()] * 10) is None
     with pytest.raises(ValueError, match="belong together"):
         QualityRanges.from_json({**ranges.as_json(), "below": {}, "above": {"a": 1.0}})
+
+
+AFFINE_16MM = [[-16, 0, 0, 89], [0, 16, 0, -107], [0, 0, 16, -71], [0, 0, 0, 1]]
+
+
+def test_from_fine_tuning_to_marked_runs_and_calibrated_intervals(tmp_path, monkeypatch):
+    """The command line: a probe of 48 people, then the participant level on people like them and on noisy scans."""
+    from neurostorm_bids.model import EncoderConfig, InputSpec
+    from neurostorm_bids.model.folder import weights_of, write_model_folder
+    from neurostorm_bids.space.grid import Grid
+
+    monkeypatch.chdir(tmp_path)  # models are named by paths from here, and workers stand elsewhere
+    plan = {"tasks": ("rest",), "n_volumes": 24, "zoom_mm": 8.0}
+    write_dataset("trained", n_subjects=48, runs=2, seed=4, **plan)
+    write_dataset("alike", n_subjects=4, seed=5, **plan)
+    write_dataset("noisy", n_subjects=1, seed=6, levels=Levels(noise=0.25, motion_mm=1.2), **plan)
+    config = EncoderConfig(img_size=(12, 12, 12, 20), embed_dim=8, patch_size=(4, 4, 4, 1), depths=(1, 1))
+    spec = InputSpec(grid=Grid.of((12, 12, 12), AFFINE_16MM, "MNI152NLin6Asym"))
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    write_model_folder("tiny", ModelDescription(name="tiny", config=config, input=spec), weights_of(encoder, {}))
+    common = ("--model", "tiny", "--nprocs", "1", "--quiet", "--device", "cpu", "-w", "work")
+    words = ("--target", "age", "--method", "linear", "--validation-share", "0.45")
+    assert main(["trained", "out", "group", "--group-workflow", "finetune", *words, *common]) == 0
+    pack = ("--packs", "out/models/tiny-age")
+    for name in ("alike", "noisy"):
+        assert main([name, f"out-{name}", "participant", *pack, *common]) == 0
+    rows = {
+        name: [read_tsv(path)[0] for path in sorted((tmp_path / f"out-{name}").glob("sub-*/func/*_predictions.tsv"))]
+        for name in ("alike", "noisy")
+    }
+    assert sum(row["in_distribution"] == "true" for row in rows["alike"]) >= 3
+    for row in rows["alike"]:
+        if row["in_distribution"] == "true":
+            assert float(row["interval_low"]) < float(row["value"]) < float(row["interval_high"])
+    assert [row["in_distribution"] for row in rows["noisy"]] == ["false"]
+    assert not any("interval_low" in row for row in rows["noisy"])
+    sidecar = json.loads(next((tmp_path / "out-noisy").glob("sub-01/func/*_predictions.json")).read_text())
+    assert any(text.startswith("tsnr ") for text in sidecar["Model"]["Shift"]["age"]["OddQuality"])

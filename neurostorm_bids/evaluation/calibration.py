@@ -103,14 +103,15 @@ def _numbers(problem: Problem, outcome: Outcome, folds: Sequence[Fold]) -> dict[
     for fold in folds:
         inner, observed = outcome.inner[fold.repeat, fold.name][:, 0], problem.values[fold.train]
         predicted = outcome.predicted[places[fold.repeat], fold.test, 0]
-        width = half_width(observed - inner)
+        width = half_width(observed - inner, [problem.participants[row] for row in fold.train])
         widths.append(width)
         covered.append(np.abs(problem.values[fold.test] - predicted) <= width)
         slope, intercept = bias_of(observed, inner)
         corrected[places[fold.repeat], fold.test] = (predicted - intercept) / slope
+    known = bool(np.isfinite(widths).all())  # too few participants give no interval
     return {
-        "PredictionIntervalHalfWidth": float(np.mean(widths)),
-        "PredictionIntervalCoverage": float(np.concatenate(covered).mean()),
+        "PredictionIntervalHalfWidth": float(np.mean(widths)) if known else np.nan,
+        "PredictionIntervalCoverage": float(np.concatenate(covered).mean()) if known else np.nan,
         **_bias_figures(problem, outcome.predicted[..., 0], "Uncorrected"),
         **_bias_figures(problem, corrected, "BiasCorrected"),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,33 @@ def _above_chance(row: MetricRow, metric: str, fixed: bool) -> str:
     verdict = "above chance" if row.p <= ALPHA else "not above chance"
     how = " without training again" if fixed else ""
     return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations{how})."
+
+
+def on_confounds(model: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on how a model's predictions, and what was observed, go along with nuisance variables.
+
+    ``found`` is that of `confounds.associations`.
+    """
+    told = [
+        f"{name} {_figure(each['WithPrediction'])} (observed values {_figure(each['WithObserved'])}; {each['Measure']})"
+        for name, each in found.items()
+        if each["WithPrediction"] is not None
+    ]
+    return [f"{model}: its predictions go along with {', '.join(told)}."] if told else []
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def on_age_bias(model: str, figures: Mapping[str, float], unit: str | None) -> str:
+    """A sentence on errors without and with the correction of their dependence on age (`calibration`)."""
+    parts = [
+        f"MAE {figures[f'MAE{way}']:.2f}{' ' + unit if unit else ''}, R2 {figures[f'R2{way}']:.2f}, correlation of the "
+        f"error with age {figures[f'ErrorWithValue{way}']:+.2f}"
+        for way in ("Uncorrected", "BiasCorrected")
+    ]
+    return f"{model}, age bias: {parts[0]} as predicted; {parts[1]} after correction learnt on training participants."
 
 
 def _interval(interval: Interval, form: str) -> str:
