@@ -5,22 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from neurostorm_bids.aggregate import aggregate
-from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError
+from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, NothingToReport
 from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.inputs.datasets import locate
 from neurostorm_bids.inputs.participants import read_participants
 from neurostorm_bids.outputs.dataset import check_own_folder
 from neurostorm_bids.report.group import write_group_report
+from neurostorm_bids.report.results import reported_participants
 from neurostorm_bids.settings import Settings
 
 
 def run_group(settings: Settings) -> int:
     """Run the group workflow that the settings name, then write the group report; returns the exit code."""
     if settings.reports_only:
-        check_own_folder(settings.output_dir / "dataset_description.json")
+        _require_results(settings.output_dir)
         return report(settings)
     if settings.group_workflow == "aggregate":
         return max(run_aggregate(settings), report(settings))
@@ -36,6 +38,18 @@ def run_group(settings: Settings) -> int:
 
     code = learn.run_finetune(settings)
     return max(code, report(settings)) if process_rank() == 0 else code
+
+
+def _require_results(output_dir: Path) -> None:
+    check_own_folder(output_dir / "dataset_description.json")
+    tables = (output_dir / "phenotype" / "neurostorm_embeddings.tsv", *output_dir.glob("evaluation/*/metrics.tsv"))
+    if not (any(path.is_file() for path in tables) or reported_participants(output_dir)):
+        raise NothingToReport(
+            "no results are there to report",
+            file=output_dir,
+            expected="the output folder of an earlier call",
+            remedy="run the participant level first",
+        )
 
 
 def report(settings: Settings) -> int:

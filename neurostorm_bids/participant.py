@@ -46,7 +46,7 @@ from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
 from neurostorm_bids.progress import Progress, summary
 from neurostorm_bids.report.figures import figures_whole
 from neurostorm_bids.report.participant import needs_report, write_participant_report
-from neurostorm_bids.report.results import COMMAND
+from neurostorm_bids.report.results import COMMAND, reported_participants
 from neurostorm_bids.resume import run_key
 from neurostorm_bids.settings import Settings, to_toml
 from neurostorm_bids.space import choose_route
@@ -294,7 +294,7 @@ def rebuild_reports(settings: Settings) -> int:
         The folder has no results of the participants that were asked for.
     """
     check_own_folder(settings.output_dir / "dataset_description.json")
-    there = sorted(path.name.removeprefix("sub-") for path in settings.output_dir.glob("sub-*") if path.is_dir())
+    there = reported_participants(settings.output_dir)
     labels = [label for label in there if not settings.participant_label or label in settings.participant_label]
     if not labels:
         raise NothingToReport(

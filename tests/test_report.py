@@ -506,6 +506,15 @@ def test_the_group_level_writes_its_report_and_rebuilds_it(processed, capfd):
     assert f"group report: {page}" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_nobody_elses_folder_gets_a_report(tmp_path, level, capfd):
+    (tmp_path / "out/sub-01/log/x").mkdir(parents=True)
+    (tmp_path / "out/sub-01/log/x/fmriprep.toml").touch()
+    assert call(tmp_path, level, "--reports-only") == 66
+    assert "no results are there to report" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub-01"]
+
+
 # --- progress ---------------------------------------------------------------------------------------------------
 
 

@@ -194,7 +194,7 @@ def _against_columns(
     """Predicted numbers against the column of participants.tsv that bears the target's name."""
     plots = []
     for name in predictions[0] if predictions else ():
-        target = next((column for column in participants if name.endswith(f"_{column}")), None)
+        target = max((column for column in participants if name.endswith(f"_{column}")), key=len, default=None)
         if target is None:
             continue
         pairs = [

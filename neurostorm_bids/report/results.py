@@ -19,6 +19,7 @@ Row = Mapping[str, str | None]
 FUNC = ("func", "ses-*/func")
 SUFFIXES = ("_qc.tsv", "_embedding.tsv", "_predictions.tsv")
 MAP_SUFFIX = "_attribution.tsv"
+OURS = ("log/*/neurostorm.toml", "func/*_embedding.tsv", "ses-*/func/*_embedding.tsv")
 COMMAND = "# command: "  # first line of a call's neurostorm.toml, then the words as JSON
 
 
@@ -78,6 +79,15 @@ class ParticipantResults:
     maps: tuple[Table, ...]  # summaries of attribution maps over all runs
     failed: Mapping[str, str]  # run without results: why
     command: tuple[str, ...]
+
+
+def reported_participants(output_dir: Path) -> list[str]:
+    """Labels of the participants that this program worked on, whether or not that came to anything."""
+    return sorted(
+        folder.name.removeprefix("sub-")
+        for folder in output_dir.glob("sub-*")
+        if any(next(folder.glob(pattern), None) for pattern in OURS)
+    )
 
 
 def read_participant(output_dir: Path, label: str) -> ParticipantResults:
