@@ -112,6 +112,20 @@ def test_a_map_lies_in_the_network_that_the_head_was_trained_on(probe, method, b
     assert shares["active"].enrichment >= 3, shares["active"]
 
 
+@pytest.mark.parametrize("method", ["integrated-gradients", "occlusion"])
+def test_sums_tell_the_network_from_others_that_are_as_active(probe, method):
+    def sums(score: Score) -> list[float]:
+        found = mean_map(score, method, n=1 if method == "occlusion" else 4)
+        rows = shares_of(found.values, BRAIN, parcels(), GRID)
+        return [row.attribution for row in rows if row.name in ("p1", "p2", "p3", "p4")]
+
+    own, *others = sums(probe.score)
+    assert own > 0.5  # of an amplitude of 1.5, which the regression explains in part
+    assert own >= 2 * max(map(abs, others))
+    own, *others = sums(permuted(probe.score, seed=1))
+    assert abs(own) < max(map(abs, others))
+
+
 @pytest.mark.parametrize("baseline", ["flat", "static"])
 def test_integrated_gradients_add_up_to_the_difference_of_the_outputs(probe, baseline):
     clip = clip_of([1.0, -0.5, 0.3, 2.0], np.random.default_rng(3))
