@@ -139,10 +139,11 @@ def steps(path: Path) -> list[str]:
     return [step["run"] for job in jobs.values() for step in job.get("steps", []) if "run" in step]
 
 
-def test_workflows_call_the_scripts_and_every_script_is_called():
+def test_workflows_call_scripts_that_are_there():
     called = {name for path in WORKFLOWS for run in steps(path) for name in re.findall(r"\.ci/(\w+)", run)}
     scripts = {path.name for path in (ROOT / ".ci").iterdir() if os.access(path, os.X_OK) and path.is_file()}
-    assert called == scripts
+    assert called <= scripts
+    assert called >= {"run", "ddp", "release", "containers", "apptainer", "slurm", "docs"}
 
 
 def test_tests_run_on_every_python_that_is_promised():
@@ -152,7 +153,10 @@ def test_tests_run_on_every_python_that_is_promised():
     assert matrix["python"] == [f"3.{minor}" for minor in range(int(promised.group(1)), int(promised.group(2)))]
 
 
-@pytest.mark.parametrize("path", [ROOT / "main", *sorted((ROOT / ".ci").iterdir()), *ROOT.glob("examples/*/*.sh")])
+SCRIPTS = [ROOT / "main", *sorted((ROOT / ".ci").iterdir()), *ROOT.glob("examples/*/*.sh")]
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if "bash" in path.read_text().partition("\n")[0]])
 def test_scripts_can_be_parsed(path: Path):
     subprocess.run(["bash", "-n", path], check=True)
 
