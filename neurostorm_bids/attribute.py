@@ -198,6 +198,12 @@ def _is_there(run: BoldRun, job: MapJob, settings: Settings) -> bool:
     return outputs_complete(map_files(settings.output_dir, run.entities, template, job.desc), job.key)
 
 
+def maps_of(model: Model, settings: Settings) -> tuple[list[str], int]:
+    """Methods of the maps that a run gets under a model, one for each map, and the number of parcels."""
+    questions = questions_of(model, settings.attribution_targets)
+    return [method for _ in questions for method in settings.attribution], len(read_parcels(model.grid, settings.atlas))
+
+
 def map_memory_mb(model: Model) -> int:
     """Estimated peak of the process that explains a run, in MB (measured: docs/attribution.md)."""
     from math import prod

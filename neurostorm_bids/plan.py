@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from neurostorm_bids.attribute import map_memory_mb, maps_of
+from neurostorm_bids.attribution import estimated_passes
 from neurostorm_bids.environment import runs_at_once
 from neurostorm_bids.errors import NeurostormError
 from neurostorm_bids.inputs import Selection
@@ -67,7 +69,20 @@ def describe_plan(selection: Selection, models: Sequence[Model], settings: Setti
         f"About {seconds:.0f} s (one clip was timed on this machine), {memory_mb} MB of memory, "
         f"{disk_mb:.1f} MB of disk. Nothing was written."
     )
+    if settings.attribution:
+        lines.append(_attribution_line(n_clips, models, settings, at_once))
     return "\n".join(lines)
+
+
+def _attribution_line(n_clips: int, models: Sequence[Model], settings: Settings, at_once: int) -> str:
+    """What the maps of ``--attribution`` would cost on top."""
+    counts = [maps_of(model, settings) for model in models]
+    passes = [sum(estimated_passes(method, n_parcels) for method in maps) for maps, n_parcels in counts]
+    seconds = n_clips * sum(seconds_per_clip(model) * n for model, n in zip(models, passes, strict=True))
+    memory_mb = max(map_memory_mb(model) for model in models) * at_once
+    n_maps = sum(len(maps) for maps, _ in counts)
+    seconds /= max(at_once, 1)
+    return f"Attribution, {n_maps} map(s) a run: about {seconds:.0f} s more, {memory_mb} MB of memory."
 
 
 def _line(plan: PlannedRun) -> str:

@@ -116,6 +116,11 @@ def test_what_is_there_is_not_computed_again(place, capsys):
     assert all("run-02" not in path.name for path in before if before[path] != after[path])
 
 
+def test_a_dry_run_says_what_maps_would_cost(place, capsys):
+    assert place.call("--attribution", "occlusion", "--attribution-targets", "age", "--dry-run") == 0
+    assert "Attribution, 1 map(s) a run: about" in capsys.readouterr().out
+
+
 def test_labels_are_described(place):
     rows = {row["desc_id"]: row["description"] for row in read_tsv(place.out / "descriptions.tsv")}
     assert rows["desc-ageAttribution"] == "What each voxel adds to the prediction of age, by integrated-gradients."
