@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -16,6 +17,7 @@ CACHES = {
     "TORCH_HOME": "torch",
     "TRITON_CACHE_DIR": "triton",
 }
+MALLOC_ARENA_MAX = -8  # glibc's mallopt parameter
 SILENT = {"NIPYPE_NO_ET": "1", "NO_ET": "1", "TEMPLATEFLOW_AUTOUPDATE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LIBRARIES = ("numpy", "pandas", "nibabel", "pybids", "nipype", "templateflow", "nilearn", "torch", "mamba-ssm")
 
@@ -32,8 +34,23 @@ def prepare(settings: Settings) -> None:
     if not _home_is_writable():
         os.environ.setdefault("TEMPLATEFLOW_HOME", str(settings.work_dir / "cache" / "templateflow"))
     os.environ["OMP_NUM_THREADS"] = str(threads_per_run(settings))
+    share_one_heap()
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def share_one_heap() -> None:
+    """Let all threads of this process, and of those it starts, allocate from one heap, where the C library is glibc.
+
+    Volumes are made in one thread and freed in another. With a heap for each thread, as is glibc's default, the holes
+    that this leaves are not used again, and memory grows with the length of a run (by 350 MB from 200 to 1,200
+    volumes). Allocations here are few and large, so that threads do not wait for each other.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
+    os.environ["MALLOC_ARENA_MAX"] = "1"
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(MALLOC_ARENA_MAX, 1)
 
 
 def _home_is_writable() -> bool:

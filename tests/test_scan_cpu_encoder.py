@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -215,6 +216,25 @@ def test_clips_need_not_be_contiguous(isa: str):
     strided = clips.movedim(-1, 0).contiguous().movedim(0, -1)
     assert not strided.is_contiguous()
     assert torch.equal(compiled(isa).encode(encoder, strided), compiled(isa).encode(encoder, clips))
+
+
+@every_isa
+def test_features_of_a_clip_outlive_the_next(isa: str):
+    """Tokens between the kernels lie where those of the clip before lay; what the caller has got does not."""
+    last_of_one_voxel = replace(SMALL, img_size=(12, 12, 12, 8), depths=(1, 1, 1), patch_size=(3, 3, 3, 1))
+    for config in (SMALL, last_of_one_voxel):
+        encoder, clips = encoder_of(config), clips_for(config, 3)
+        first, second = (compiled(isa).encode(encoder, part) for part in (clips[:1], clips[1:]))
+        assert torch.equal(torch.cat([first, second]), compiled(isa).encode(encoder, clips))
+
+
+@every_isa
+def test_threads_that_share_an_encoder_do_not_meet(isa: str):
+    encoder, clips = encoder_of(SMALL), clips_for(SMALL, 8)
+    expected = compiled(isa).encode(encoder, clips)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda clip: compiled(isa).encode(encoder, clip), [*clips.split(1)] * 5))
+    assert torch.equal(torch.cat(found), expected.repeat(5, *[1] * (expected.ndim - 1)))
 
 
 @every_isa

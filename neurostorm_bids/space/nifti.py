@@ -62,11 +62,14 @@ class NiftiFile:
         """
         with _opened(self) as stream:
             _skip(stream, self.offset + start * self.volume_bytes, self)
+            raw = bytearray(self.volume_bytes)
             for index in range(start, self.n_volumes):
-                yield self._scaled(_read_exactly(stream, self.volume_bytes, self, index))
+                _fill(raw, stream, self, index)
+                yield self._scaled(raw)
             stream.read(1)  # the checksum is compared only when the end is read
 
     def _scaled(self, raw: bytearray) -> np.ndarray:
+        """A copy of the voxels, as float32."""
         stored = np.frombuffer(raw, dtype=self.dtype)
         if (self.slope, self.intercept) != (1.0, 0.0):
             stored = stored * self.slope + self.intercept  # float64, as nibabel scales
@@ -245,10 +248,9 @@ def _skip(stream: BinaryIO, n_bytes: int, image: NiftiFile) -> None:
         stream.seek(n_bytes)
 
 
-def _read_exactly(stream: BinaryIO, n_bytes: int, image: NiftiFile, index: int) -> bytearray:
-    raw = bytearray(n_bytes)
+def _fill(raw: bytearray, stream: BinaryIO, image: NiftiFile, index: int) -> None:
     view, filled = memoryview(raw), 0
-    while filled < n_bytes:
+    while filled < len(raw):
         got = stream.readinto(view[filled:])
         if not got:
             raise ImageUnreadable(
@@ -258,4 +260,3 @@ def _read_exactly(stream: BinaryIO, n_bytes: int, image: NiftiFile, index: int) 
                 remedy="Fetch or write it again",
             )
         filled += got
-    return raw

@@ -6,8 +6,10 @@ cache (csrc/block.h). Weights are packed for them on first use and again when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -114,7 +116,8 @@ class _PackedEncoder:
         fc = encoder.patch_embed.fc
         self._embed, self._channels = kernels.pack_linear(_linear_weights(fc, None)), fc.out_features
         self._embeddings = [_channels_last(embeddings) for embeddings in encoder.pos_embeds]
-        self._stages = [_PackedStage(kernels, stage) for stage in encoder.layers]
+        self._workspace = _Workspace()
+        self._stages = [_PackedStage(kernels, stage, self._workspace) for stage in encoder.layers]
 
     def run(self, clips: Tensor) -> Tensor:
         """(n, ch, X, Y, Z, T) -> (n, c, x, y, z, t)"""
@@ -122,22 +125,40 @@ class _PackedEncoder:
         for stage, embeddings in zip(self._stages, [*self._embeddings[1:], None], strict=True):
             tokens = stage.run(tokens, embeddings)
         # numpy copies on one thread: after a parallel copy torch's threads would spin on beside the next clip
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(tokens.numpy(), -1, 1)))
+        return torch.from_numpy(np.moveaxis(tokens.numpy(), -1, 1).copy(order="C"))
 
     def _embed_patches(self, clips: Tensor) -> Tensor:
         n, channels, *image = clips.shape
         grid = [size // step for size, step in zip(image, self._patch, strict=True)]
-        tokens = clips.new_empty(n, *grid, self._channels)
+        tokens = self._workspace.tensor("patches", (n, *grid, self._channels))
         patches = Patches(clips=n, channels=channels, image=tuple(image), patch=self._patch)
         self._kernels.patch_embed(self._embed, patches, clips, *self._embeddings[0], tokens)
         return tokens
 
 
+class _Workspace(threading.local):
+    """Tokens between the kernels, kept from clip to clip, for each thread its own.
+
+    Tensors of this size that come and go among the volumes of a streamed run leave holes in the heap, which then grows
+    with the length of the run.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[Hashable, Tensor] = {}
+
+    def tensor(self, owner: Hashable, shape: Sequence[int]) -> Tensor:
+        """A contiguous float32 tensor with undefined values, valid until its owner asks again."""
+        n = prod(shape)
+        if owner not in self._tensors or self._tensors[owner].numel() < n:
+            self._tensors[owner] = torch.empty(n)
+        return self._tensors[owner][:n].view(*shape)
+
+
 class _PackedStage:
     """The blocks of a stage and the merging behind them, which also adds the embeddings of the next stage, packed."""
 
-    def __init__(self, kernels: Kernels, stage: Stage) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: Kernels, stage: Stage, workspace: _Workspace) -> None:
+        self._kernels, self._workspace = kernels, workspace
         self._blocks = [(block.layout, _pack_block(kernels, block)) for block in stage.blocks]
         self._merging: Packed | None = None
         if stage.downsample is not None:
@@ -152,7 +173,8 @@ class _PackedStage:
             self._kernels.block_forward(packed, _windows(layout(tuple(grid)), n), tokens)
         if self._merging is None or embeddings is None:
             return tokens
-        merged = tokens.new_empty(n, *((size + 1) // 2 for size in grid[:3]), grid[3], self._channels)
+        halved = [(size + 1) // 2 for size in grid[:3]]
+        merged = self._workspace.tensor(self, (n, *halved, grid[3], self._channels))
         self._kernels.merge(self._merging, tokens, *embeddings, merged)
         return merged
 

@@ -1,0 +1,38 @@
+"""The process environment: what is set for libraries and for the C library's heap."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+HEAPS_OF_FOUR_THREADS = """
+import ctypes, sys, threading
+from neurostorm_bids.environment import share_one_heap
+share_one_heap()
+threads = [threading.Thread(target=lambda: [bytearray(100_000) for _ in range(50)]) for _ in range(4)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("stated", "one"), [({}, True), ({"MALLOC_ARENA_MAX": "8"}, False)])
+def test_threads_share_one_heap_unless_the_user_says_otherwise(stated: dict[str, str], one: bool):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    found = subprocess.run(
+        [sys.executable, "-c", HEAPS_OF_FOUR_THREADS],
+        env=environment | stated,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert (found.stdout.count("<heap nr") == 1) == one
