@@ -42,7 +42,7 @@ from neurostorm_bids.prepare import PreparedRun, prepare_run
 from neurostorm_bids.process import ModelRequest, failure_of, model_record, run_record
 from neurostorm_bids.progress import Progress
 from neurostorm_bids.resume import fingerprint, run_key
-from neurostorm_bids.settings import Settings
+from neurostorm_bids.settings import AttributionMethod, Settings
 from neurostorm_bids.workflow import Outcome, Task, execute
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class MapJob:
 
     request: ModelRequest
     question: Question
-    method: str
+    method: AttributionMethod
     key: str
     embedding_key: str
 
@@ -198,7 +198,7 @@ def _is_there(run: BoldRun, job: MapJob, settings: Settings) -> bool:
     return outputs_complete(map_files(settings.output_dir, run.entities, template, job.desc), job.key)
 
 
-def maps_of(model: Model, settings: Settings) -> tuple[list[str], int]:
+def maps_of(model: Model, settings: Settings) -> tuple[list[AttributionMethod], int]:
     """Methods of the maps that a run gets under a model, one for each map, and the number of parcels."""
     questions = questions_of(model, settings.attribution_targets)
     return [method for _ in questions for method in settings.attribution], len(read_parcels(model.grid, settings.atlas))

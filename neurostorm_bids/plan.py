@@ -77,7 +77,7 @@ def describe_plan(selection: Selection, models: Sequence[Model], settings: Setti
 def _attribution_line(n_clips: int, models: Sequence[Model], settings: Settings, at_once: int) -> str:
     """What the maps of ``--attribution`` would cost on top."""
     counts = [maps_of(model, settings) for model in models]
-    passes = [sum(estimated_passes(method, n_parcels) for method in maps) for maps, n_parcels in counts]
+    passes = [sum([estimated_passes(method, n_parcels) for method in maps]) for maps, n_parcels in counts]
     seconds = n_clips * sum(seconds_per_clip(model) * n for model, n in zip(models, passes, strict=True))
     memory_mb = max(map_memory_mb(model) for model in models) * at_once
     n_maps = sum(len(maps) for maps, _ in counts)

@@ -6,7 +6,7 @@ for its baseline (completeness, proposition 1 of the paper); those of occlusion 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -83,7 +83,7 @@ def explain(
     background: float,
     baseline: str,
     parcels: Parcels,
-) -> Iterable[ClipMap]:
+) -> Iterator[ClipMap]:
     """The map of each clip, one at a time.
 
     Parameters
@@ -163,7 +163,9 @@ def _output(score: Score, clip: Tensor) -> float:
 
 def _over_frames(found: Tensor) -> np.ndarray:
     """(1, ch, X, Y, Z, T) -> (X, Y, Z), in float64"""
-    return found.detach().sum(dim=(0, 1, 5), dtype=found.detach().double().dtype).cpu().numpy()
+    import torch
+
+    return found.detach().sum(dim=(0, 1, 5), dtype=torch.float64).cpu().numpy()
 
 
 def estimated_passes(method: Method, n_parcels: int) -> int:
