@@ -36,13 +36,26 @@ TOML file instead (`--config-file`), under its long name without the first dashe
 call leaves its settings in such a file, `sub-*/log/<call>/neurostorm.toml`.
 """
 
+FILES = """## Files that options name
+
+| option | file |
+|---|---|
+| `--splits` | a table as `evaluation/<name>/splits.tsv`: `fold` (may be missing), `participant_id`, `split` (`train`, `validation`, `test`) |
+| `--atlas` | a 3D NIfTI image of whole numbers in the model's template, any resolution; beside it a `.tsv` of the same name with `index`, `name` and, if known, `network` |
+| `--bids-filter-file` | JSON `{"bold": {"acquisition": "mb", "run": [1, 2], "echo": null}}`: `null` means absent, `"*"` any |
+| `--use-plugin` | YAML or JSON: `plugin: NAME`, `plugin_args: {...}` of nipype |
+| `--config-file` | TOML of long option names |
+
+What the program writes: [outputs](outputs.md).
+"""  # noqa: E501
+
 
 def page() -> str:
     """The text of the page."""
     parts = [INTRODUCTION, "## neurostorm", "", "`neurostorm BIDS_DIR OUTPUT_DIR {participant,group} [options]`", ""]
     parser = cli.build_parser()
     parts += list(_groups(parser))
-    parts += ["## neurostorm-models", ""]
+    parts += [FILES, "## neurostorm-models", ""]
     for name, command in _commands(models_cli.build_parser()):
         parts += [f"### neurostorm-models {name}", "", *_table(_own(command)), ""]
     parts += ["## neurostorm-demo", "", "`neurostorm-demo DIR`: simulates a small dataset in `DIR/fmriprep` and runs"]
