@@ -15,25 +15,24 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks._figures import HEADER, Figure, Seconds, busy_elsewhere_s, machine, peak_mb, ratio, undisturbed
 from benchmarks.gpu import deviation, encoder_flops
 from neurostorm_bids.model import Encoder, EncoderConfig
 from neurostorm_bids.model.encoder import stage_channels, stage_grids, stage_window
@@ -45,58 +44,10 @@ PUBLISHED = EncoderConfig()
 REFERENCE_S, REFERENCE_TRAINING_S = 2.9, 149.0  # of a clip and a training step, on two cores with AVX-512
 COUNTED = (48, 48, 48, 20)  # the clip whose instructions are counted
 STAGE_0 = (320, 256, 72, 16)  # windows, tokens, inner channels, states
-MOST_SHARE = 0.1  # of the processors, taken by other programs, for a call to count
 SETTLE_S = 0.05  # before a timed call: threads of the last one stop spinning
 PARTS = ("clip", "training", "instructions")
 
 Call = Callable[[], object]
-Seconds = dict[str, list[float]]
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table: a value from medians, the same from the smallest times, and what it should be."""
-
-    item: str
-    name: str
-    value: float
-    unit: str = "times"
-    of_minima: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """holds or misses, and nothing where no aim is given."""
-        if self.at_least is None and self.at_most is None:
-            return ""
-        reached = (self.at_least is None or self.value >= self.at_least) and (
-            self.at_most is None or self.value <= self.at_most
-        )
-        return "holds" if reached else "misses"
-
-    def line(self) -> str:
-        """As a line of the table."""
-        minima = "" if self.of_minima is None else f"({self.of_minima:.4g})"
-        aim = f">= {self.at_least:g}" if self.at_least is not None else ""
-        aim = f"<= {self.at_most:g}" if self.at_most is not None else aim
-        value = f"{self.value:.4g}" if self.value < 1e5 else f"{self.value:.4e}"
-        start = f"{self.item:<3} {self.name:<58} {value:>10} {minima:>9} {self.unit:<6}"
-        return f"{start} {aim:>8} {self.verdict:<7} {self.note}"
-
-
-HEADER = f"{'':<3} {'':<58} {'medians':>10} {'(minima)':>9}"
-
-
-def ratio(item: str, name: str, times: Seconds, above: str, below: str, **aims: Any) -> Figure:
-    """Times of one path over those of another, with both medians and both minima in the note."""
-    medians, minima = ([statistic(times[path]) for path in (above, below)] for statistic in (median, min))
-    shown = " over ".join(f"{m:.4g} ({s:.4g})" for m, s in zip(medians, minima, strict=True))
-    return Figure(item, name, medians[0] / medians[1], "times", minima[0] / minima[1], note=f"{shown} s", **aims)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -122,32 +73,11 @@ def timed(call: Call) -> tuple[float, float]:
     return seconds, max(busy_elsewhere_s() - before, 0.0) / (seconds * (os.cpu_count() or 1))
 
 
-def undisturbed(samples: Sequence[tuple[float, float]]) -> list[float]:
-    """Seconds of the calls that had the machine to themselves; of the third least disturbed where they are too few."""
-    by_share = sorted(samples, key=lambda sample: sample[1])
-    quiet = [seconds for seconds, share in samples if share <= MOST_SHARE]
-    fewest = max(len(samples) // 3, 1)
-    return quiet if len(quiet) >= fewest else [seconds for seconds, _ in by_share[:fewest]]
-
-
-def busy_elsewhere_s() -> float:
-    """Processor seconds that other programs have taken since the machine started."""
-    cpu, own = psutil.cpu_times(), os.times()
-    kernel = cpu.system + getattr(cpu, "irq", 0.0) + getattr(cpu, "softirq", 0.0) + getattr(cpu, "steal", 0.0)
-    return cpu.user + cpu.nice + kernel - sum(own[:4])
-
-
 def in_process(worker: str, *words: object) -> dict[str, Any]:
     """What a worker of this file prints as its last line, run in a process of its own: its peak memory is its own."""
     command = [sys.executable, "-m", "benchmarks.cpu", "--worker", worker, *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_mb() -> float:
-    """Largest resident size of this process so far (VmHWM), in MB."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 # --- one clip -------------------------------------------------------------------------------------------------------
@@ -438,14 +368,6 @@ def encode_worker(switch: str) -> dict[str, Any]:
 WORKERS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": step_worker, "scans": scan_worker, "encode": encode_worker,
 }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    model = names[0] if names else platform.machine()
-    return {"cpu": model, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def measure(parts: Sequence[str], **options: Any) -> dict[str, Any]:

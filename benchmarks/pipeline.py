@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.cpu import HEADER, Figure, busy_elsewhere_s, machine, peak_mb
+from benchmarks._figures import HEADER, Figure, busy_elsewhere_s, machine, peak_mb
 
 TEMPLATE, T_R_S = "MNI152NLin6Asym", 2.0
 TIMED, LONGEST = 200, 1200  # volumes
-IMPORTED = ("torch", "pandas", "nibabel", "nipype", "bids", "neurostorm_bids.participant", "neurostorm_bids.process")
+IMPORTED = ("torch", "pandas", "nibabel", "nipype", "bids", "nilearn.datasets")
+IMPORTED += ("neurostorm_bids.participant", "neurostorm_bids.process", "neurostorm_bids.model")
 SAMPLE_S = 0.05
 
 

@@ -54,7 +54,8 @@ static const float EXP2_POWERS[] = {1.0f,           0.693147188f,   0.240226511f
 INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     (void)kf;
-    return (vf)((vi)p + ((vi)t << 23));
+    /* a product, since adding to the exponent's bits would turn NaN into a number */
+    return p * (vf)(((vi)t << 23) + 0x3f800000);
 }
 #endif
 
