@@ -161,7 +161,7 @@ def test_the_exponential_is_accurate_to_the_last_places(isa: str):
     assert torch.isnan(found[4]) and torch.isinf(found[5]) and torch.isinf(found[6]) and found[7] < 1e-37
     off = ((found.double() - exact).abs() / exact)[8:]
     # log2(e) is rounded, and without multiply-adds so is the product with it: errors grow with the exponent
-    assert (off < 3e-7 + 5e-8 * x[8:].abs()).all()
+    assert (off < 3e-7 + 1e-7 * x[8:].abs()).all()
 
 
 @every_isa
