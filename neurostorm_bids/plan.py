@@ -20,7 +20,7 @@ from neurostorm_bids.settings import Settings
 from neurostorm_bids.space import Route, choose_route, to_grid
 
 # measured peaks (docs/performance.md): interpreter with its libraries, then what grows with grid and model
-BASE_MB = 450
+BASE_MB = 525
 LIVE_VOLUMES = 24  # foreground volumes held while a clip is made, as whole volumes of the grid
 COMPILED_ACTIVATIONS = 6  # copies of the stage-0 tokens alive in the compiled encoder
 TORCH_ACTIVATIONS = 60

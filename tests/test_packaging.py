@@ -73,9 +73,15 @@ def test_every_flag_that_the_readme_names_exists():
     help_text = subprocess.run(
         [sys.executable, "-m", "neurostorm_bids", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    ours = re.sub(r"^#SBATCH .*$", "", README, flags=re.MULTILINE)
+    ours = re.sub(r"^#SBATCH .*$", "", README.replace(block("docker"), ""), flags=re.MULTILINE)
     flags = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", ours)) - {"--level"}  # --level is fMRIPrep's
     assert {flag for flag in flags if flag not in help_text} == set()
+
+
+def test_containers_are_called_with_arguments_that_the_parser_takes():
+    calls = [" ".join(call.split()) for call in block("docker").replace("\\\n", " ").split("\n")]
+    calls = [re.split(r" (?:neurostorm|neurostorm\.sif) (?=/data )", call)[1] for call in calls if " run " in call]
+    assert [str(parse_settings(shlex.split(call)).output_dir) for call in calls] == ["/out", "/out"]
 
 
 def test_the_array_job_asks_for_one_participant(tmp_path: Path):
@@ -109,7 +115,9 @@ def test_every_exit_code_is_documented():
     def below(cls: type[NeurostormError]) -> set[int]:
         return {cls.exit_code}.union(*(below(child) for child in cls.__subclasses__()))
 
-    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", (ROOT / "docs/index.md").read_text(), re.MULTILINE)}
+    documented = {
+        int(code) for code in re.findall(r"^\| (\d+) \|", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    }
     assert below(NeurostormError) - documented == set()
 
 
