@@ -64,7 +64,7 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed:
     names = list(dict.fromkeys(row.features for row in summary.rows))
     said = [_above_chance(summary.row(name, metric), metric, name in fixed) for name in names if name != "chance"]
     for number, model in enumerate(models):
-        for name in (name for name in names if name not in models[: number + 1]):
+        for name in (name for name in names if name not in models[: number + 1] and _concerns(name, model)):
             difference = summary.difference(model, name, metric)
             if difference is not None:
                 said.append(_compared(difference, metric))
@@ -74,6 +74,12 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed:
             "may well be there."
         )
     return said
+
+
+def _concerns(name: str, model: str) -> bool:
+    """Whether a comparison says something of a model: controls are those of one model."""
+    control, _, of = name.partition("-")
+    return control not in ("static", "shuffled") or of == model
 
 
 def _above_chance(row: MetricRow, metric: str, fixed: bool) -> str:

@@ -71,16 +71,16 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
     weights : ndarray of shape (b, n)
         Resamples (`intervals.resamples`), the same for all: differences are paired.
     """
-    observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
-    resampled = {name: over_repeats(problem, outcome, weights) for name, outcome in outcomes.items()}
     n = len(set(problem.families))
-    refitted = {name: outcome.refitted for name, outcome in outcomes.items()}
+    observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
+    resampled = {name: _unbiased(over_repeats(problem, outcome, weights), n) for name, outcome in outcomes.items()}
+    refitted = {name: _unbiased(outcome.refitted, n) for name, outcome in outcomes.items()}
     rows, differences = [], []
     for name, outcome in outcomes.items():
         for metric in metrics_of(problem.kind):
-            interval = _interval(metric, resampled[name], outcome.refitted)
+            interval = _interval(metric, resampled[name], refitted[name])
             if metric in SHARES:
-                spread = _spread(resampled[name][metric], outcome.refitted.get(metric, np.zeros(0)))
+                spread = _spread(resampled[name][metric], refitted[name].get(metric, np.zeros(0)))
                 interval = score_interval(float(observed[name][metric].mean()), spread, n)
             rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
     for model in models:
@@ -103,6 +103,17 @@ def over_repeats(problem: Problem, outcome: Outcome, weights: np.ndarray) -> Sco
     """Metrics of each resample, mean over repeats.  # (b,) each"""
     each = each_repeat(problem, outcome, weights)
     return {metric: np.mean([scores[metric] for scores in each], axis=0) for metric in metrics_of(problem.kind)}
+
+
+def _unbiased(scores: Scores, n: int) -> Scores:
+    """Resampled R2 without the bias of small samples.
+
+    Squares about a sample's own mean are too small by 1 / n, once for the sample and once more for its resample. It
+    matters where little is predicted: intervals of R2 would lie below what such features reach on fresh people.
+    """
+    if "r2" not in scores:
+        return scores
+    return {**scores, "r2": 1 - (1 - scores["r2"]) * (1 - 1 / n) ** 2}
 
 
 def _difference(one: Scores, other: Scores) -> Scores:
