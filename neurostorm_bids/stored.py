@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from neurostorm_bids.errors import NeurostormError, NoUsableRun, UsageError
+import numpy as np
+
+from neurostorm_bids.clips import plan_windows
+from neurostorm_bids.errors import EveryClipMoved, NeurostormError, NoUsableRun, UsageError
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.model.description import input_to_json
-from neurostorm_bids.prepare import prepare_run
+from neurostorm_bids.prepare import PreparedRun, prepare_run
 from neurostorm_bids.process import numeric_figures, quality_figures
 from neurostorm_bids.resume import fingerprint, input_files
 from neurostorm_bids.settings import Settings
@@ -41,8 +44,6 @@ def check_storable(settings: Settings) -> None:
     """
     if settings.preprocessing == "reference":
         raise UsageError("--preprocessing reference gives clips only, no run to train on", remedy="Leave it out")
-    if settings.fd_threshold_mm is not None:
-        raise UsageError("--fd-threshold is not used in training", remedy="Leave it out")
 
 
 def store_runs(runs: Sequence[BoldRun], dataset: str, spec: InputSpec, settings: Settings) -> Stored:
@@ -63,7 +64,8 @@ def store_runs(runs: Sequence[BoldRun], dataset: str, spec: InputSpec, settings:
         When no run can be prepared.
     """
     store = ClipStore(settings.work_dir / "store", settings.store_precision)
-    settings = replace(settings, clip_stride=spec.clip_frames)
+    threshold = settings.fd_threshold_mm  # runs are stored whole: it decides which of their clips are used
+    settings = replace(settings, clip_stride=spec.clip_frames, fd_threshold_mm=None)
     records: dict[int, RunRecord] = {}
     keys: dict[int, str] = {}
     rejected: list[NeurostormError] = []
@@ -72,14 +74,25 @@ def store_runs(runs: Sequence[BoldRun], dataset: str, spec: InputSpec, settings:
         try:
             key = key_of(run, spec, settings)
             stored = store.run(key, lambda run=run: normalised(run, spec, settings))  # type: ignore[misc]
+            record = RunRecord(stored, run.name, run.participant, dataset, content_of(run), threshold)
+            _require_still(record, spec.clip_frames)
         except NeurostormError as error:
             rejected.append(error)
             continue
-        keys[number], records[number] = key, RunRecord(stored, run.name, run.participant, dataset, content_of(run))
+        keys[number], records[number] = key, record
     if not records:
         faults = "; ".join(str(error) for error in rejected[:3])
         raise NoUsableRun(f"none of the {len(runs)} runs can be used: {faults}", remedy="Mend the first of them")
     return Stored(dict(sorted(records.items())), keys, tuple(rejected))
+
+
+def _require_still(run: RunRecord, clip_frames: int) -> None:
+    if not len(run.starts(clip_frames)):
+        raise EveryClipMoved(
+            f"{run.name}: every clip has a mean framewise displacement above {run.fd_threshold_mm} mm",
+            expected="a clip at or below --fd-threshold",
+            remedy="Raise --fd-threshold or leave the run out",
+        )
 
 
 def _shared_out(n: int, settings: Settings) -> Iterator[int]:
@@ -118,15 +131,26 @@ def normalised(run: BoldRun, spec: InputSpec, settings: Settings) -> NormalisedR
     prepared = prepare_run(run, spec, settings)
     statistics = prepared.statistics
     assert prepared.frames is not None, "check_storable refused the other way in"
+    # voxels that are 0 in every frame are equal to the background, if it takes the minimum; else they differ from it
+    foreground = (statistics.mean_image > 0) | (next(iter(prepared.frames())) != statistics.background)
     return NormalisedRun(
         frames=prepared.frames,
-        mask=statistics.mean_image > 0,  # elsewhere every frame is 0, the minimum, and so equal to the background
+        mask=foreground,
         n_frames=statistics.timing.n_frames,
         background=float(statistics.background),
         onset_s=statistics.timing.onset_s(0),
         step_s=statistics.timing.step_s,
+        fd_mm=_displacement(prepared),
         notes={
             **{"run": run.name, "route": prepared.route.kind, "mean": statistics.mean, "std": statistics.std},
             "quality": numeric_figures(quality_figures(prepared)),
         },
     )
+
+
+def _displacement(prepared: PreparedRun) -> np.ndarray | None:
+    """Framewise displacement of each frame, NaN where none is known.  # (t,)"""
+    if prepared.motion.fd_mm is None:
+        return None
+    frames = plan_windows(prepared.statistics.timing, clip_frames=1, stride=1, fd_mm=prepared.motion.fd_mm).kept
+    return np.array([np.nan if frame.mean_fd_mm is None else frame.mean_fd_mm for frame in frames])

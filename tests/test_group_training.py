@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -113,6 +115,39 @@ def test_retrieval_and_states_have_units_of_their_own(place):
     assert {row["n_clips"] for row in rows} == {"1"} and len(rows) > 8
 
 
+def test_clips_that_moved_are_left_out(place):
+    """All clips of one person and of one more run are above the threshold, and single ones of others."""
+    words = ("--target", "age", "--method", "linear", "--folds", "2", "--fold", "all", "-t", "rest")
+    assert tune(place, *words, "--name", "still", "--fd-threshold", "0.175") == 1
+    clips = {row["participant_id"]: row["n_clips"] for row in table(place.out / "evaluation/still/predictions.tsv")}
+    assert clips == {f"sub-0{person}": n for person, n in enumerate("6325646", start=2)}
+
+
+@pytest.fixture(scope="module")
+def atlas(place) -> Path:
+    """Left and right, on the model's grid."""
+    labels = np.ones((12, 12, 12), np.int16)
+    labels[6:] = 2
+    nib.save(nib.Nifti1Image(labels, np.array(AFFINE, float)), place.root / "atlas.nii.gz")
+    return place.root / "atlas.nii.gz"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--spatial-mask", "atlas", "--atlas", "ATLAS", "--gradient-checkpointing"),
+        ("--spatial-mask", "random", "--temporal-mask", "tube", "--workers", "1"),
+        ("--spatial-mask", "window", "--precision", "bf16", "--accumulate", "2", "--batch-size", "4", "--strd"),
+        ("--objective", "contrastive", "--no-augmentation", "--batch-size", "4"),
+    ],
+)
+def test_other_masks_objectives_and_ways_to_compute(place, atlas, tmp_path, words):
+    words = tuple(str(atlas) if word == "ATLAS" else word for word in words)
+    there = ("--model", str(place.root / "tiny"), "--epochs", "1", "--name", tmp_path.name, "-t", "rest")
+    assert place.call("pretrain", *there, *words) == 0
+    assert load_model(place.out / "models" / tmp_path.name).trained
+
+
 def test_a_test_participant_who_was_pretrained_on_is_told(place, capsys):
     words = ("--target", "entity:run", "--method", "linear", "--folds", "2", "-t", "rest")
     command = place.arguments("finetune", "--model", str(place.out / "models" / "base"), *words)
@@ -138,7 +173,7 @@ def test_a_model_is_not_overwritten_and_a_resumed_one_is_left(place, capsys):
         (("--target", "height"), 2, "has no column 'height'"),
         (("--target", "age", "--fold", "9"), 2, "there is no fold 9"),
         (("--target", "age", "--group-by", "clan"), 2, "--group-by clan: there is no such column"),
-        (("--target", "age", "--fd-threshold", "0.5"), 2, "--fd-threshold is not used in training"),
+        (("--target", "age", "--fd-threshold", "0.001"), 65, "mean framewise displacement above 0.001 mm"),
         (("--target", "age", "--spatial-mask", "atlas"), 2, "belong together"),
         (("--target", "age", "--folds", "40"), 2, "8 participants cannot be split into 40 folds"),
     ],

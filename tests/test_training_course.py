@@ -22,7 +22,7 @@ from neurostorm_bids.training import finetune
 from neurostorm_bids.training.course import advice, fitting_batch_size
 from neurostorm_bids.training.finetune import Tuning, tune
 from neurostorm_bids.training.modules import target_loss
-from neurostorm_bids.training.pretrain import Pretraining, held_out_people, pretrain
+from neurostorm_bids.training.pretrain import Pretraining, _samples, held_out_people, pretrain
 from neurostorm_bids.training.splits import Split
 from neurostorm_bids.training.targets import Label, Labels
 
@@ -125,6 +125,24 @@ def test_every_mask_trains(tmp_path, spatial, temporal):
     assert outcome.validation_loss is None and outcome.n_steps == 4
 
 
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
+    """Atlas regions of unequal size hide unequal numbers of patches: means of means would not do."""
+    from neurostorm_bids.model.masks import Masking
+
+    atlas = np.arange(8).reshape(2, 2, 2) // 3  # 2 patches without region, 3 and 2 in the regions
+    plan = Pretraining(config=CONFIG, masking=Masking("atlas", "random", 0.5), atlas=atlas)
+    found = []
+    for size, accumulate in ((4, 1), (1, 4)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        changes = {"epochs": 1, "batch_size": size, "accumulate": accumulate, "learning_rate": 1e-2, "warmup": 0.0}
+        encoder, outcome = pretrain(plan, runs(folder, 4, 1), (), course(**changes), place(folder))
+        assert outcome.n_steps == 4
+        found.append(encoder.state_dict())
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, atol=2e-5, rtol=1e-4, msg=name)
+
+
 def test_a_mask_that_hides_nothing_is_refused(tmp_path):
     from neurostorm_bids.errors import TrainingError
     from neurostorm_bids.model.masks import Masking
@@ -138,6 +156,25 @@ def test_contrast_learns_to_tell_people_apart(tmp_path):
     plan = Pretraining(config=CONFIG, objective="contrastive")
     _, outcome = pretrain(plan, runs(tmp_path, 8), (("set", "06"), ("set", "07")), course(epochs=4), place(tmp_path))
     assert outcome.validation_loss is not None and np.isfinite(outcome.validation_loss)
+
+
+def test_clips_as_they_are_are_contrasted_across_runs_and_augmented_ones_also_within(tmp_path):
+    from neurostorm_bids.model.contrastive import instance_loss, local_local_loss
+    from neurostorm_bids.training.modules import contrast
+
+    vectors = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    pairs, views = vectors.unflatten(0, (6, 2)), vectors.unflatten(0, (3, 2, 2))
+    assert contrast(vectors, 2) == instance_loss(pairs[:, 0], pairs[:, 1])
+    both = instance_loss(views[:, 0, 0], views[:, 0, 1]) + local_local_loss(views[:, 0], views[:, 1])
+    assert contrast(vectors, 4) == both / 2
+    files = []
+    plan = Pretraining(config=CONFIG, objective="contrastive", augment=noisy)
+    for augment, n_views in ((noisy, 4), (None, 2)):
+        samples = _samples(replace(plan, augment=augment), runs(tmp_path, 3), 0)
+        names = {view.run.name for view in samples.views(0, 0)}
+        assert len(samples.views(0, 0)) == n_views
+        files.append(len(names))
+    assert files == [1, 2]
 
 
 def test_people_are_held_out_of_every_dataset(tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_cases import CONFIG, N_FRAMES, runs
 
-from neurostorm_bids.errors import TrainingError
+from neurostorm_bids.errors import MotionUnknown, TrainingError
+from neurostorm_bids.training.clip_store import StoredRun
 from neurostorm_bids.training.data import (
     ClipDataset,
     ClipSamples,
@@ -70,7 +73,7 @@ def test_clips_begin_anywhere_in_their_run_and_by_key_alone(tmp_path):
 def test_fixed_clips_lie_end_to_end(tmp_path):
     run = runs(tmp_path, 1, 1)[0]
     stretches = list(whole_run_stretches(run, 6, fixed=True))
-    assert [(part.first, part.last) for part in stretches] == [(0, 0), (6, 6), (12, 12), (18, 18)]
+    assert [part.starts.tolist() for part in stretches] == [[0], [6], [12], [18]]
 
 
 def test_a_pair_is_of_two_runs_where_there_are_two_else_of_two_times(tmp_path):
@@ -87,6 +90,40 @@ def test_local_views_are_two_clips_twice_with_keys_of_their_own(tmp_path):
     assert len(views) == 4 and len({view.key for view in views}) == 4
     assert len({view.run.name for view in views}) == 1
     assert [view.first for view in views[:2]] == [view.first for view in views[2:]]
+
+
+def moving(tmp_path, threshold: float):
+    """A run of 26 frames whose head moves at frame 10 alone, by 3 mm: by 0.5 mm on average over clips of 6."""
+    run = runs(tmp_path, 1, 1)[0]
+    stored = StoredRun.open(run.stored.path)
+    stored.__dict__["fd_mm"] = np.where(np.arange(N_FRAMES) == 10, 3.0, 0.0).astype(np.float32)
+    return replace(run, stored=stored, fd_threshold_mm=threshold)
+
+
+def test_no_clip_that_moved_more_than_the_threshold_is_trained_on(tmp_path):
+    still = [*range(5), *range(11, 21)]
+    run = moving(tmp_path, 0.4)
+    assert run.starts(6).tolist() == still and moving(tmp_path, 0.6).starts(6).tolist() == list(range(21))
+    assert [part.first for part in whole_run_stretches(run, 6, fixed=True)] == [0, 12, 18]
+    samples = ClipSamples(list(whole_run_stretches(run, 6)), seed=1)
+    assert {samples.views(epoch, index)[0].first for epoch in range(60) for index in range(4)} == set(still)
+    pairs = [PairSamples([[run]], 6, 0).views(epoch, 0) for epoch in range(200)]
+    firsts = [sorted(view.first for view in pair) for pair in pairs]
+    assert all(b - a >= 6 and {a, b} <= set(still) for a, b in firsts)
+    assert {a for a, _ in firsts} == {0, 1, 2, 3, 4, 11, 12, 13, 14}
+
+
+def test_a_threshold_needs_displacement(tmp_path):
+    run = replace(runs(tmp_path, 1, 1)[0], fd_threshold_mm=0.5)
+    with pytest.raises(MotionUnknown, match="sub-00_run-1: --fd-threshold needs framewise displacement"):
+        run.starts(6)
+
+
+def test_pairs_of_times_are_equally_likely(tmp_path):
+    run = runs(tmp_path, 1, 1)[0]
+    seen = [tuple(sorted(v.first for v in PairSamples([[run]], 12, 0).views(epoch, 0))) for epoch in range(900)]
+    assert set(seen) == {(0, 12), (0, 13), (0, 14), (1, 13), (1, 14), (2, 14)}
+    assert min(seen.count(pair) for pair in set(seen)) > 110  # 150 expected
 
 
 def test_a_run_too_short_for_a_pair_is_named(tmp_path):

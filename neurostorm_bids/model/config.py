@@ -9,6 +9,7 @@ from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
 
 Provenance = Literal["stated", "assumed"]
 TargetKind = Literal["regression", "classification", "retrieval"]
+Background = Literal["minimum", "zero"]
 Scaling = Literal["standard", "minmax"]
 
 
@@ -47,7 +48,7 @@ class InputSpec:
     t_r_s: float = 0.8
     clip_frames: int = 20
     normalisation: str = "run-zscore"  # one mean and SD over the run's foreground, space and time together
-    background: str = "minimum"  # background takes the smallest foreground z
+    background: Background = "minimum"  # background takes the smallest foreground z, or 0
     provenance: dict[str, Provenance] = field(default_factory=dict, hash=False)
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from neurostorm_bids.errors import ModelFileTooLarge, ModelFileUnreadable, ModelFolderInvalid
-from neurostorm_bids.model.config import EncoderConfig, InputSpec, Provenance, Target, TargetKind
+from neurostorm_bids.model.config import Background, EncoderConfig, InputSpec, Provenance, Target, TargetKind
 from neurostorm_bids.space.grid import Grid
 
 FORMAT = "neurostorm-model"
@@ -26,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 4_000_000
 MAX_CHANNELS = 4096
 NORMALISATIONS = ("run-zscore",)
-BACKGROUNDS = ("minimum",)
+BACKGROUNDS: tuple[Background, ...] = ("minimum", "zero")
 INPUT_FIELDS = ("grid", "t_r_s", "clip_frames", "normalisation", "background")
 HEADS: dict[str, tuple[str, ...]] = {"regression": ("v1",), "classification": ("v1", "v2"), "retrieval": ("emb",)}
 
@@ -386,7 +386,7 @@ def _input_from_json(entries: Entries) -> InputSpec:
         t_r_s=read["t_r_s"].number("value", 0.01, 60),
         clip_frames=read["clip_frames"].integer("value", 1, 1024),
         normalisation=read["normalisation"].choice("value", NORMALISATIONS),
-        background=read["background"].choice("value", BACKGROUNDS),
+        background=cast(Background, read["background"].choice("value", BACKGROUNDS)),
         provenance={
             name: cast(Provenance, field.choice("provenance", ("stated", "assumed"))) for name, field in read.items()
         },

@@ -51,7 +51,7 @@ class Augmentation:
         clip : ndarray of shape (ch, X, Y, Z, T), float32
         key : int or tuple of int
         background : float
-            Value outside the brain; no voxel of the clip is below it. What moves in from outside takes it.
+            Value outside the brain. What moves in from outside takes it.
 
         Returns
         -------
@@ -67,7 +67,7 @@ class Augmentation:
             volumes = smoothed(volumes, sds.tolist())
         if noisy:
             noise = draw.standard_normal(volumes.shape[1:], dtype=np.float32) * np.float32(self.noise_sd)
-            volumes = torch.where(volumes > 0, volumes + torch.from_numpy(noise), volumes)
+            volumes = torch.where(volumes != 0, volumes + torch.from_numpy(noise), volumes)
         ch, *_, frames = clip.shape
         return (volumes + background).unflatten(0, (ch, frames)).movedim(1, -1).contiguous().numpy()
 

@@ -25,7 +25,7 @@ from neurostorm_bids.errors import ClipStoreUnreadable, TrainingError
 from neurostorm_bids.outputs import replacing
 
 Precision = Literal["int8", "float16"]
-FORMAT = 1
+FORMAT = 2  # of 1, displacement was not known
 LEVELS = 127  # int8 values run from -127 to 127
 BLOCK = 8192  # voxels decoded at a time: they stay in the cache
 TYPES = {"int8": "I8", "float16": "F16", "float32": "F32", "uint8": "U8"}

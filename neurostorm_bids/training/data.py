@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from neurostorm_bids.errors import TrainingError
+from neurostorm_bids.errors import MotionUnknown, TrainingError
 from neurostorm_bids.model.draws import keyed_generator
 from neurostorm_bids.training.clip_store import StoredRun
 
@@ -28,7 +28,8 @@ class RunRecord:
     """A stored run and whose it is.
 
     ``name`` is what messages call it, ``dataset`` the dataset's name, ``content`` a hash of its images, by which it is
-    known again under another name.
+    known again under another name. Clips with a higher mean framewise displacement than ``fd_threshold_mm`` are not
+    used.
     """
 
     stored: StoredRun
@@ -36,11 +37,45 @@ class RunRecord:
     participant: str
     dataset: str = ""
     content: str = ""
+    fd_threshold_mm: float | None = None
 
     @property
     def person(self) -> tuple[str, str]:
         """Dataset and participant: one label may occur in several datasets."""
         return self.dataset, self.participant
+
+    def starts(self, clip_frames: int, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Frames from ``first`` to ``last`` at which a clip may begin.  # (k,)
+
+        Raises
+        ------
+        MotionUnknown
+            A threshold, and a clip of which no displacement is known.
+        """
+        last = self.stored.n_frames - clip_frames if last is None else last
+        begins = np.arange(first, last + 1)
+        if self.fd_threshold_mm is None or not len(begins):
+            return begins
+        return begins[mean_displacement(self, clip_frames)[begins] <= self.fd_threshold_mm]
+
+
+def mean_displacement(run: RunRecord, clip_frames: int) -> np.ndarray:
+    """Mean framewise displacement of the clip that begins with each frame.  # (starts,)
+
+    Raises
+    ------
+    MotionUnknown
+        A clip of which no displacement is known.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(run.stored.fd_mm.astype(float), clip_frames)
+    known = np.isfinite(windows)
+    if not known.any(axis=1).all():
+        raise MotionUnknown(
+            f"{run.name}: --fd-threshold needs framewise displacement, and none is known of some clips",
+            expected="a confounds table with framewise_displacement or motion parameters",
+            remedy="Restore the confounds table or leave out --fd-threshold",
+        )
+    return np.where(known, windows, 0.0).sum(axis=1) / known.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -67,14 +102,18 @@ class Samples(Protocol):
 # --- kinds of samples -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stretch:
-    """Where the clip of a sample may begin: frames ``first`` to ``last`` of a run, both included."""
+    """Where the clip of a sample may begin: at one of the frames ``starts`` of a run, which are in order."""
 
     run: RunRecord
-    first: int
-    last: int
+    starts: np.ndarray
     label: float = 0.0
+
+    @property
+    def first(self) -> int:
+        """The first of them; that of a fixed clip is the only one."""
+        return int(self.starts[0])
 
 
 @dataclass(frozen=True)
@@ -90,8 +129,8 @@ class ClipSamples:
     def views(self, epoch: int, index: int) -> list[View]:
         """The one clip of a sample."""
         stretch, key = self.stretches[index], (self.seed, epoch, index)
-        first = int(keyed_generator(key, START).integers(stretch.first, stretch.last + 1))
-        return [View(stretch.run, first, key)]
+        first = stretch.starts[keyed_generator(key, START).integers(len(stretch.starts))]
+        return [View(stretch.run, int(first), key)]
 
     def label(self, index: int) -> float:
         """The label of the stretch."""
@@ -131,20 +170,24 @@ class PairSamples:
         if len(runs) < 2:
             return self._pair_of_times(draw, index)
         chosen = [runs[int(number)] for number in draw.permutation(len(runs))[:2]]
-        return [(run, int(draw.integers(run.stored.n_frames - self.clip_frames + 1))) for run in chosen]
+        return [(run, int(draw.choice(run.starts(self.clip_frames)))) for run in chosen]
 
     def _pair_of_times(self, draw: np.random.Generator, index: int) -> list[tuple[RunRecord, int]]:
         runs = self.people[index]
         run = runs[int(draw.integers(len(runs)))]
-        spare = run.stored.n_frames - 2 * self.clip_frames
-        if spare < 0:
+        starts = run.starts(self.clip_frames)
+        behind = np.searchsorted(starts, starts + self.clip_frames)  # the first start after the end of each clip
+        n_pairs = len(starts) - behind
+        if not n_pairs.sum():
             raise TrainingError(
                 f"{run.name} has {run.stored.n_frames} frames, too few for two clips",
                 expected=f"{2 * self.clip_frames} frames or more for a pair of clips of one run",
                 remedy="Leave the run out, or use another objective",
             )
-        before, between = sorted(int(number) for number in draw.integers(spare + 1, size=2))
-        firsts = [before, between + self.clip_frames]
+        pair = int(draw.integers(n_pairs.sum()))
+        earlier = int(np.searchsorted(n_pairs.cumsum(), pair, side="right"))
+        later = int(behind[earlier]) + pair - int(n_pairs[:earlier].sum())
+        firsts = [int(starts[earlier]), int(starts[later])]
         return [(run, first) for first in (firsts if draw.random() < 0.5 else firsts[::-1])]
 
 
@@ -152,10 +195,11 @@ def whole_run_stretches(
     run: RunRecord, clip_frames: int, label: float = 0.0, *, fixed: bool = False
 ) -> Iterator[Stretch]:
     """As many samples of a run as it has clips: each begins anywhere, or, ``fixed``, where the last one ended."""
-    last = run.stored.n_frames - clip_frames
-    for number in range((last + clip_frames) // clip_frames):
-        start = number * clip_frames
-        yield Stretch(run, start, start, label) if fixed else Stretch(run, 0, last, label)
+    anywhere = run.starts(clip_frames)
+    for first in range(0, run.stored.n_frames - clip_frames + 1, clip_frames):
+        starts = run.starts(clip_frames, first, first) if fixed else anywhere
+        if len(starts):
+            yield Stretch(run, starts, label)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------
@@ -263,10 +307,13 @@ class ClipDataset(Dataset):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: clips (n views, 1, X, Y, Z, T), sample by sample, a key for each; labels and numbers of samples (n)."""
+    """A batch: clips (n views, 1, X, Y, Z, T), sample by sample, a key for each; how many views a
+    sample has; labels and numbers of samples (n).
+    """
     return {
         "clips": torch.from_numpy(np.concatenate([item["clips"] for item in items])),
         "keys": [key for item in items for key in item["keys"]],
+        "views": len(items[0]["keys"]),
         "labels": torch.tensor([item["label"] for item in items], dtype=torch.float32),
         "index": torch.tensor([item["index"] for item in items]),
         "files": [name for item in items for name in item["files"]],

@@ -207,7 +207,8 @@ class _Stretches:
         info = record.stored.info
         timing = Timing(info.n_frames, info.step_s, target_t_r_s=info.step_s, start_time_s=info.onset_s)
         placed = event_starts(labels, timing, self.clip_frames)
-        return [(Stretch(record, first, first, self._number(label, {})), label) for label, first in placed]
+        starts = [(label, record.starts(self.clip_frames, first, first)) for label, first in placed]
+        return [(Stretch(record, start, self._number(label, {})), label) for label, start in starts if len(start)]
 
     def _number(self, label: Label, people: Mapping[str, int]) -> float:
         target = self.labels.target

@@ -110,6 +110,7 @@ class MaskedPretraining(Learner):
         _freeze_unused_tokens(self.autoencoder)
         self.tracks_datasets, self.dataset_losses = False, dict[str, float]()
         self._by_dataset: list[dict[str, tuple[float, float]]] = []
+        self._hidden: list[float] = []  # patches hidden by the whole batch over those of a process, since the last step
         self._sums: list[Tensor] = []
 
     @property
@@ -118,13 +119,26 @@ class MaskedPretraining(Learner):
         return self.autoencoder.encoder_state()
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Squared error over hidden patches; counts are those of the whole batch."""
+        """Squared error over hidden patches, for now by the number of all patches; the loss by that of hidden ones.
+
+        How many patches a step hides is known when its last batch is, and then the gradient is set right: a step means
+        the same however it is shared out among processes and accumulated batches.
+        """
         found = self.autoencoder(batch["clips"], batch["keys"])
         n_hidden = summed(found.n_hidden)
         if self.tracks_datasets:
             self._by_dataset.append(_error_by_dataset(found, batch, self.autoencoder.config.patch_size))
-        # processes average their gradients: times their number, over all hidden patches
-        return world_size() * found.error_sum / n_hidden, summed(found.error_sum) / n_hidden
+        self._hidden.append(float(n_hidden / found.hidden.numel()))
+        return found.error_sum / found.hidden.numel(), summed(found.error_sum) / n_hidden
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """From the mean over all patches, processes and batches to the mean over the hidden ones of all of them."""
+        # processes and accumulated batches average their gradients: times their numbers, over all hidden patches
+        factor = world_size() * self.course.accumulate / sum(self._hidden)
+        self._hidden.clear()
+        for weight in self.parameters():
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
 
     def on_train_epoch_end(self) -> None:
         """Keep the mean loss of each dataset's clips: the next epoch may be drawn by them."""
@@ -179,7 +193,11 @@ def _freeze_unused_tokens(model: MaskedAutoencoder) -> None:
 
 
 class ContrastivePretraining(Learner):
-    """Instance and local-local contrast, in equal parts, over two clips of each person in two augmented views."""
+    """Contrast over two clips of each person.
+
+    Clips that come in two augmented views each are contrasted by instance (people) and local-local (times of a run), in
+    equal parts; clips as they are, by instance alone.
+    """
 
     def __init__(
         self,
@@ -193,9 +211,11 @@ class ContrastivePretraining(Learner):
         generator = torch.Generator().manual_seed(course.seed)
         self.encoder = Encoder(config, backend=backend, strd=strd, generator=generator)
         c = stage_channels(config, len(config.depths) - 1)
-        self.projection = nn.Sequential(nn.Linear(c, c), nn.ReLU(), nn.Linear(c, EMBEDDING))
+        # embeddings of fresh weights hardly differ: normalised over the batch they can be told apart from the start
+        self.projection = nn.Sequential(nn.Linear(c, c), nn.BatchNorm1d(c), nn.ReLU(), nn.Linear(c, EMBEDDING))
         for layer in self.projection:
-            initialise(layer, generator)
+            if isinstance(layer, nn.Linear):
+                initialise(layer, generator)
         self._losses: list[float] = []
 
     @property
@@ -204,25 +224,37 @@ class ContrastivePretraining(Learner):
         return self.encoder.state_dict()
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean of the two losses over the whole batch."""
-        vectors = self.projection(pool(self.encoder(batch["clips"], batch["keys"])))  # (n 4, e)
-        views = gathered(vectors).unflatten(0, (-1, 2, 2))  # (n, round, clip, e)
-        loss = instance_loss(views[:, 0, 0], views[:, 0, 1]) / 2 + local_local_loss(views[:, 0], views[:, 1]) / 2
+        """The loss of the whole batch: every process projects all clips, which normalises over all of them."""
+        embeddings = gathered(pool(self.encoder(batch["clips"], batch["keys"])))  # (n views, c)
+        loss = contrast(self.projection(embeddings), batch["views"])
         return loss, loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
         """The same loss, over the people of a batch; one who is alone in it tells nothing."""
         if len(batch["index"]) > 1:
             vectors = self.projection(pool(self.encoder(batch["clips"], batch["keys"])))
-            views = vectors.unflatten(0, (-1, 2, 2))
-            loss = instance_loss(views[:, 0, 0], views[:, 0, 1]) / 2 + local_local_loss(views[:, 0], views[:, 1]) / 2
-            self._losses.append(float(loss))
+            self._losses.append(float(contrast(vectors, batch["views"])))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over batches."""
         losses = collected(self._losses)
         self._losses = []
         self.log("validation_loss", float(np.mean(losses)) if losses else float("inf"), prog_bar=True)
+
+
+def contrast(vectors: Tensor, n_views: int) -> Tensor:
+    """Instance loss over pairs of clips; where each clip comes twice, the mean of it and the local-local loss.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (people views, size): clip 1, clip 2 of each person, then the same again where clips come twice.
+    n_views : int
+        2 or 4.
+    """
+    views = vectors.unflatten(0, (-1, n_views // 2, 2))  # (people, round, clip, size)
+    instance = instance_loss(views[:, 0, 0], views[:, 0, 1])
+    return instance if n_views == 2 else (instance + local_local_loss(views[:, 0], views[:, 1])) / 2
 
 
 # --- fine-tuning ------------------------------------------------------------------------------------------------

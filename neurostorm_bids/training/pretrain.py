@@ -141,7 +141,7 @@ def _samples(plan: Pretraining, runs: Sequence[RunRecord], seed: int, *, fixed: 
         people.setdefault(run.person, []).append(run)
     if len(people) < 2 and not fixed:
         raise TrainingError("one participant to train on", expected="two or more to tell apart")
-    return PairSamples(list(people.values()), frames, seed, augmented_twice=True)
+    return PairSamples(list(people.values()), frames, seed, augmented_twice=plan.augment is not None)
 
 
 def held_out_people(runs: Sequence[RunRecord], share: float, seed: int) -> tuple[Person, ...]:
