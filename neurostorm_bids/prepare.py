@@ -94,7 +94,9 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
         tally.add(volume)
         carpet.add(volume)
 
-    statistics = run_statistics(signal.observed_by(observe), timing, intensity=settings.intensity)
+    statistics = run_statistics(
+        signal.observed_by(observe), timing, intensity=settings.intensity, background=spec.background
+    )
     quality = assess(series, tally)
     return PreparedRun(
         run=run,
