@@ -382,6 +382,9 @@ def average_maps(runs: Sequence[BoldRun], jobs_of: Mapping[str, Sequence[MapJob]
 def _average(participant: str, of_runs: Sequence[tuple[Path, MapJob]], settings: Settings) -> None:
     job = of_runs[0][1]
     model, parcels = job.request.load(), read_parcels(job.request.load().grid, settings.atlas)
+    key = hashlib.blake2b("".join(one.key for _, one in of_runs).encode(), digest_size=16).hexdigest()
+    if outputs_complete(map_files(settings.output_dir, {"sub": participant}, model.grid.template, job.desc), key):
+        return
     entries = [read_sidecar(image)["Attribution"] for image, _ in of_runs]
     weights = [entry["Clips"] for entry in entries]
     values = np.zeros(model.grid.shape)
@@ -398,7 +401,6 @@ def _average(participant: str, of_runs: Sequence[tuple[Path, MapJob]], settings:
         "Completeness": _completeness(float(values.sum()), mean, differences),
         "SanityCheck": {**entries[0]["SanityCheck"], "Correlation": alike, "Differs": abs(alike) < DIFFERS_BELOW},
     }
-    key = hashlib.blake2b("".join(one.key for _, one in of_runs).encode(), digest_size=16).hexdigest()
     record = MapRecord(
         entities={"sub": participant},
         desc=job.desc,
