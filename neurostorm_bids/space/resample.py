@@ -1,7 +1,7 @@
 """Resampling: where each voxel of the grid finds its value, worked out once and applied to every volume.
 
-Nearest and linear interpolation are one sparse matrix; the 1,000 taps of the Lanczos kernel are worked out anew for
-each volume, which is slower and keeps memory flat.
+Nearest interpolation is a list of voxels, linear interpolation a sparse matrix; the 1,000 taps of the Lanczos kernel
+are worked out anew for each volume, which is slower and keeps memory flat.
 
 Rules at the border are those of ITK: a point within half a voxel of the outermost voxel centres is inside and
 takes the nearest voxels there are; any other point outside the image is 0.
@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid, apply_affine
@@ -55,6 +55,11 @@ class Sampler(ABC):
         inside[self._rows] = True
         return inside.reshape(self._shape)
 
+    @property
+    def weights(self) -> csr_matrix | None:
+        """The map as a matrix, where it is one.  # (n grid voxels, n image voxels)"""
+        return None
+
     @abstractmethod
     def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
         """Calls that fill disjoint parts of ``values``."""
@@ -68,6 +73,11 @@ class MatrixSampler(Sampler):
         cuts = np.linspace(0, weights.shape[0], threads + 1).astype(int)
         self._blocks = [(slice(a, b), weights[a:b]) for a, b in pairwise(cuts)]
 
+    @property
+    def weights(self) -> csr_matrix:
+        """The map."""
+        return vstack([weights for _, weights in self._blocks], format="csr")
+
     def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
         for rows, weights in self._blocks:
             yield partial(_multiply, weights, flat, values[rows])
@@ -75,6 +85,31 @@ class MatrixSampler(Sampler):
 
 def _multiply(weights: csr_matrix, flat: np.ndarray, out: np.ndarray) -> None:
     out[:] = weights @ flat
+
+
+class NearestSampler(Sampler):
+    """The nearest voxel of each: a gather, done before threads would have started."""
+
+    def __init__(self, image: Grid, points: np.ndarray, shape: tuple[int, int, int]) -> None:
+        places = voxel_coordinates(image, points)
+        inside = is_inside(places, image.shape)
+        super().__init__(np.flatnonzero(inside), shape, threads=1)
+        self._columns = np.zeros(len(places), dtype=np.int32)  # voxels outside take any value, then 0
+        self._columns[inside] = _nearest(places[inside], image.shape)[0][:, 0]
+        self._outside, self._n_voxels = np.flatnonzero(~inside), image.n_voxels
+
+    @property
+    def weights(self) -> csr_matrix:
+        """The map."""
+        places = (self._rows, self._columns[self._rows])
+        return csr_matrix((np.ones(len(self._rows), np.float32), places), (len(self._columns), self._n_voxels))
+
+    def _jobs(self, flat: np.ndarray, values: np.ndarray) -> Iterator[Callable[[], None]]:
+        yield partial(self._gather, flat, values)
+
+    def _gather(self, flat: np.ndarray, values: np.ndarray) -> None:
+        flat.astype(np.float32, copy=False).take(self._columns, out=values, mode="clip")  # clip: no check
+        values[self._outside] = 0
 
 
 class LanczosSampler(Sampler):
@@ -119,6 +154,8 @@ def sampler(image: Grid, grid: Grid, points: np.ndarray, interpolation: Interpol
     """
     if interpolation == "lanczos":
         return LanczosSampler(image, points, grid.shape, threads)
+    if interpolation == "nearest":
+        return NearestSampler(image, points, grid.shape)
     return MatrixSampler(weight_matrix(image, points, interpolation), grid.shape, threads)
 
 
