@@ -73,7 +73,7 @@ def _models(material: Material, wanted: Sequence[str], settings: Settings) -> tu
         _require_same(model, material.cached[model.label])
         models[model.label] = model
     missing = [label for label in material.models if label not in models]
-    return models, [f"static, shuffled: no control for {label}, no model of --model" for label in missing]
+    return models, [f"static, shuffled: no control for {label}, which is no model of --model" for label in missing]
 
 
 def _require_same(model: Model, cached: Mapping[str, CachedRun]) -> None:

@@ -47,7 +47,9 @@ def write_evaluation(folder: Path, found: Evaluation, material: Material, settin
     for name, columns in tables.items():
         write_text(folder / f"{name}.tsv", tsv_text(columns))
         write_json(folder / f"{name}.json", describe_columns(columns))
-    write_text(folder / "methods.md", methods_text(found.problem, described(settings, found), found.statements))
+    features = {name: outcome.features.description for name, outcome in found.outcomes.items()}
+    text = methods_text(found.problem, described(settings, found), features, found.statements)
+    write_text(folder / "methods.md", text)
     ignore_evaluation(settings.output_dir)
     write_json(folder / "evaluation.json", report(found, material, settings))
 

@@ -29,14 +29,28 @@ REFERENCES = """
   Commun 15:1829 (2024).
 - Varoquaux G, et al. Assessing and tuning brain decoders: cross-validation, caveats, and guidelines. NeuroImage
   145:166-179 (2017).
+- Wilson EB. Probable inference, the law of succession, and statistical inference. J Am Stat Assoc 22:209-212 (1927).
 - Winkler AM, et al. Multi-level block permutation. NeuroImage 123:253-268 (2015).
 """.strip()
 
 
-def methods_text(problem: Problem, design: Mapping[str, Any], statements: Sequence[str]) -> str:
-    """Markdown: methods, results in sentences, references."""
+def methods_text(
+    problem: Problem, design: Mapping[str, Any], features: Mapping[str, str], statements: Sequence[str]
+) -> str:
+    """Markdown: methods, results in sentences, references.
+
+    Parameters
+    ----------
+    problem : Problem
+    design : mapping
+        ``Design`` of ``evaluation.json``.
+    features : mapping of name to description
+        What was compared.
+    statements : sequence of str
+    """
     said = "\n".join(f"- {sentence}" for sentence in statements)
-    return f"# Methods\n\n{_paragraph(problem, design)}\n\n# Results\n\n{said}\n\n# References\n\n{REFERENCES}\n"
+    text = " ".join(_sentences(problem, design, features))
+    return f"# Methods\n\n{text}\n\n# Results\n\n{said}\n\n# References\n\n{REFERENCES}\n"
 
 
 IDENTITY_REFERENCES = """
@@ -64,24 +78,52 @@ def identity_methods(n_permutations: int, n_resamples: int, statements: Sequence
     return f"# Methods\n\n{text}\n\n# Results\n\n{said}\n\n# References\n\n{IDENTITY_REFERENCES}\n"
 
 
-def _paragraph(problem: Problem, design: Mapping[str, Any]) -> str:
-    learner = _learner(problem, design)
-    kept = f"; members of a family ({design['GroupBy']}) stayed together" if design.get("GroupBy") else ""
-    within = f" within {design['LeaveOut']}" if design.get("LeaveOut") else ""
+def _sentences(problem: Problem, design: Mapping[str, Any], features: Mapping[str, str]) -> list[str]:
+    compared = "; ".join(f"{text} ({name})" for name, text in features.items())
+    found = [
+        f"{problem.name} of {design['Participants']} participants was predicted with {_learner(problem, design)} from "
+        f"each of these sets of features: {compared}.",
+        f"{_scheme(design)}{_kept(design)}. Features were standardised, and penalties chosen by five inner folds, on "
+        "training participants alone. The same folds served every set of features (Varoquaux 2017, Poldrack 2020; "
+        "families apart: Rosenblatt 2024). Metrics were computed over all tested rows and averaged over repeats.",
+        _of_intervals(design),
+    ]
+    found += [_of_tuned(design)] if design.get("Tuned") else []
+    found += [_of_permutations(design)] if design["Permutations"] else []
+    found += [_OF_CONNECTIVITY] if any(name.startswith("fc-") for name in features) else []
+    if problem.kind == "regression":
+        found.append("Errors are given without and with correction of their dependence on the value (Cole 2018).")
+    return found
+
+
+_OF_CONNECTIVITY = (
+    "Functional connectivity was computed with nilearn (Abraham 2014) as Ledoit-Wolf shrunk correlations (Ledoit & "
+    "Wolf 2004) and as tangent vectors around the mean of the training participants, between "
+    f"{ATLAS}; it is what such models are to be compared with (He 2020)."
+)
+
+
+def _of_intervals(design: Mapping[str, Any]) -> str:
+    people = "families" if design.get("GroupBy") else "participants"
     return (
-        f"{problem.name} of {design['Participants']} participants was predicted with {learner}. {_scheme(design)}"
-        f"{kept}. Features were standardised, and penalties chosen by five inner folds, on training participants "
-        "alone. The same folds served every set of features. Metrics were computed over all tested rows and averaged "
-        f"over repeats. 95 % intervals are percentiles of {design['Resamples']} bootstrap resamples of "
-        f"{'families' if design.get('GroupBy') else 'participants'} (Efron & Tibshirani 1993), "
-        f"widened about their median to the spread over {min(N_REFITS, design['Resamples'])} resamples on which all "
-        "models were also trained again (bootstrap case cross-validation, Jiang 2008), penalties kept, since training "
-        "sets overlap with test sets (Bates 2024); the SD over repeats is given beside them and is no interval "
-        f"(Varoquaux 2017). {_of_tuned(design)}p values are one-sided and come from "
-        f"{design['Permutations']} permutations of the labels{within}, families of one size trading places as wholes "
-        "(Winkler 2015), each going through the whole nested procedure. Functional connectivity was computed with "
-        "nilearn (Abraham 2014) as Ledoit-Wolf shrunk correlations and as tangent vectors around the mean of the "
-        f"training participants, between {ATLAS}."
+        f"95 % intervals rest on {design['Resamples']} bootstrap resamples of {people} (Efron & Tibshirani 1993), "
+        f"widened to the spread over {min(N_REFITS, design['Resamples'])} resamples on which all models were also "
+        "trained again (bootstrap case cross-validation, Jiang 2008), penalties kept, since training sets overlap with "
+        "test sets (Bates 2024): percentiles about their median, and score intervals of that spread (Wilson 1927) for "
+        "what lies between 0 and 1. The SD over repeats is no interval."
+    )
+
+
+def _kept(design: Mapping[str, Any]) -> str:
+    return f"; members of a family ({design['GroupBy']}) stayed together" if design.get("GroupBy") else ""
+
+
+def _of_permutations(design: Mapping[str, Any]) -> str:
+    within = f" within {design['LeaveOut']}" if design.get("LeaveOut") else ""
+    whole = ", families of one size trading places as wholes (Winkler 2015)" if design.get("GroupBy") else ""
+    return (
+        f"p values are one-sided, come from {design['Permutations']} permutations of the labels{within}{whole}, each "
+        "going through the whole nested procedure, and are not adjusted for the number of metrics and comparisons."
     )
 
 
@@ -94,12 +136,10 @@ def _learner(problem: Problem, design: Mapping[str, Any]) -> str:
 
 
 def _of_tuned(design: Mapping[str, Any]) -> str:
-    if not design.get("Tuned"):
-        return ""
     return (
         f"{design['Tuned']} was fine-tuned beforehand; its recorded test predictions were judged, its intervals "
         "widened by sqrt(1 + tested / trained) where there were several folds (Nadeau & Bengio 2003), and its p comes "
-        "from labels permuted among tested rows without training again. Of all others, "
+        "from labels permuted among tested rows without training again, unlike all others."
     )
 
 
