@@ -148,6 +148,5 @@ def _scheme(design: Mapping[str, Any]) -> str:
         return f"Each {design['LeaveOut']} was left out in turn"
     if design.get("Splits"):
         return f"The splits of {design['Splits']} were followed"
-    return (
-        f"Participants were split into {design['Folds']} folds, {design['Repeats']} times, without regard to the labels"
-    )
+    times = "once" if design["Repeats"] == 1 else f"{design['Repeats']} times"
+    return f"Participants were split into {design['Folds']} folds, {times}, without regard to the labels"
