@@ -1,5 +1,8 @@
 """What training is claimed to do, each figure by the program's own commands on simulated data.
 
+    python benchmarks/training.py FOLDER probe      (a) the demo model against its untrained start, five seeds
+    python benchmarks/training.py FOLDER prompt     (b) prompt tuning beside the oracle and connectivity, two seeds
+    python benchmarks/training.py FOLDER permuted   (c) the same on permuted labels
     python benchmarks/training.py FOLDER ddp        2 processes against 1 with twice the batch, loss by loss
     python benchmarks/training.py FOLDER resume     killed with SIGKILL within an epoch and at its end, then resumed
     python benchmarks/training.py FOLDER step       time and memory of a training step of the full-size model
@@ -21,6 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+from neurostorm_bids import simulate
 
 PYTHON = [sys.executable, "-m", "neurostorm_bids"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -54,8 +59,6 @@ def tiny_model(folder: Path) -> Path:
 
 def dataset(folder: Path, **plan: object) -> Path:
     """A simulated dataset, made once."""
-    from neurostorm_bids import simulate
-
     if not (folder / "dataset_description.json").exists():
         simulate.write_dataset(folder, **plan)
     return folder
@@ -89,6 +92,108 @@ def losses(output: Path, name: str) -> np.ndarray:
 def weights_hash(output: Path, name: str) -> str:
     """Hash of the trained weights."""
     return json.loads((output / "models" / name / "model.json").read_text())["weights"]["sha256"]
+
+
+# --- (a) to (c) what is learnt ----------------------------------------------------------------------------------
+
+TRAITS = ("age", "sex", "diagnosis", "cognition")
+JUDGED = {"age": "r2", "cognition": "r2", "sex": "auroc", "diagnosis": "balanced_accuracy", "identity": "rank1"}
+JUDGED["trial_type"] = "accuracy"
+PEOPLE = {"n_subjects": 60, "n_volumes": 100}  # default effects: what is to be told lies in temporal covariance alone
+PROBE_SEEDS, PROMPT_SEEDS = (21, 22, 23, 24, 25), (31, 41)  # the last one was used by no development run
+PROMPT = ["--method", "prompt", "--prompt-length", 10, "--no-augmentation", "--epochs", 8]
+
+
+def people(where: Path, seed: int, **plan: object) -> Path:
+    """Sixty people: the same ones at rest and in blocks."""
+    name = "blocks" if "tasks" in plan else "rest"
+    return dataset(where / f"{name}-{seed}", seed=seed, **PEOPLE, **plan)
+
+
+def probe(where: Path) -> None:
+    """Linear probes on the pretrained backbone and on its untrained start: the same folds, the same people."""
+    start = untrained_demo(where / "start")
+    values: dict[tuple[str, str], list[float]] = {}
+    for seed in PROBE_SEEDS:
+        rest, blocks = people(where, seed, runs=2), people(where, seed, tasks=("blocks",))
+        for name, model in (("pretrained", "demo"), ("untrained", start)):
+            words = [*LINEAR, "--model", model, "--fold", "all"]
+            output = where / f"probe-{seed}-{name}"
+            if not output.exists():
+                run(call(where, output.name, rest, *words, "--target", *TRAITS, "identity"))
+                run(call(where, output.name, blocks, *words, "--target", "events:trial_type"))
+            for target in JUDGED:
+                values.setdefault((name, target), []).append(judged_figure(output, f"demo-{target}", target))
+    for target, figure in JUDGED.items():
+        pretrained, untrained = (np.array(values[name, target]) for name in ("pretrained", "untrained"))
+        better = (pretrained > untrained).sum()
+        print(
+            f"(a) {target} {figure}: pretrained {pretrained.mean():.3f}, untrained {untrained.mean():.3f}; "
+            f"better in {better} of {len(PROBE_SEEDS)}, by {np.round(pretrained - untrained, 3).tolist()}"
+        )
+
+
+def untrained_demo(folder: Path) -> Path:
+    """The start of the demo model's training."""
+    if not folder.exists():
+        script = Path(__file__).resolve().parents[1] / "scripts" / "build_demo_model.py"
+        subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    return folder
+
+
+def judged_figure(output: Path, name: str, target: str) -> float:
+    """A figure over all folds, of retrieval the mean over folds."""
+    with (output / "evaluation" / name / "metrics.tsv").open() as stream:
+        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["figure"] == JUDGED[target]]
+    pooled = [row for row in rows if row["fold"] == "all"] or rows
+    return float(np.mean([float(row["value"]) for row in pooled]))
+
+
+def prompt(where: Path) -> None:
+    """Prompt tuning over the demo model beside the oracle, and connectivity with ridge on the same folds."""
+    for seed in PROMPT_SEEDS:
+        rest = people(where, seed, runs=2)
+        ceiling = simulate.ceilings(simulate.read_simulation(rest))
+        for target in ("age", "sex", "diagnosis"):
+            output, figure = where / f"prompt-{seed}", JUDGED[target]
+            reached = tuned(where, output.name, rest, target, target)
+            words = ["--group-workflow", "evaluate", "--target", target, *FC, f"demo-{target}"]
+            run(call(where, output.name, rest, *words))
+            with (output / "evaluation" / target / "metrics.tsv").open() as stream:
+                rows = [row for row in csv.DictReader(stream, delimiter="\t") if row["metric"] == figure]
+            connectivity = {row["features"]: f"{float(row['value']):.3f}" for row in rows if "fc" in row["features"]}
+            oracle = ceiling[target][figure]
+            print(
+                f"(b) seed {seed}, {target} {figure}: prompts {reached:.3f}, oracle {oracle:.3f} "
+                f"({reached / oracle:.0%}, at least 85 %), {connectivity}"
+            )
+
+
+def tuned(where: Path, output: str, data: Path, target: str, name: str) -> float:
+    """Prompt-tune the demo model on every fold; the figure over all of them."""
+    words = ["--group-workflow", "finetune", *PROMPT, "--model", "demo", "--target", target, "--fold", "all"]
+    if not (where / output / "evaluation" / f"demo-{name}" / "metrics.tsv").exists():
+        run(call(where, output, data, *words, "--name", f"demo-{name}"))
+    return judged_figure(where / output, f"demo-{name}", name)
+
+
+def permuted(where: Path) -> None:
+    """Prompt tuning and probes on labels that trade places among the participants."""
+    import pandas as pd
+
+    rest = people(where, PROMPT_SEEDS[0], runs=2)
+    table = pd.read_csv(rest / "participants.tsv", sep="\t")
+    shuffled = table.sample(frac=1, random_state=0)[list(TRAITS)].to_numpy()
+    (rest / "phenotype").mkdir(exist_ok=True)
+    permuted = pd.DataFrame(shuffled, columns=list(TRAITS)).assign(participant_id=table["participant_id"])
+    permuted.to_csv(rest / "phenotype" / "permuted.tsv", sep="\t", index=False)
+    for target in ("age", "sex", "diagnosis"):
+        reached = tuned(where, "permuted", rest, f"phenotype/permuted.tsv:{target}", target)
+        print(f"(c) permuted {target} {JUDGED[target]}: prompts {reached:.3f}")
+
+
+LINEAR = ["--group-workflow", "finetune", "--method", "linear"]
+FC = ["--compare", "fc", "--n-permutations", 0, "--n-bootstrap", 50, "--tuned"]
 
 
 # --- (d) processes ----------------------------------------------------------------------------------------------
@@ -238,13 +343,21 @@ def one_step(method: str, batch: int) -> None:
         started = time.monotonic()
         adamw.zero_grad()
         module.loss_of(data)[0].backward()
+        module.on_before_optimizer_step(adamw)
         adamw.step()
         seconds.append(time.monotonic() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(min(seconds), float(np.median(seconds)), peak)
 
 
-PARTS: dict[str, Callable[[Path], None]] = {"ddp": ddp, "resume": resume, "step": step}
+PARTS: dict[str, Callable[[Path], None]] = {
+    "probe": probe,
+    "prompt": prompt,
+    "permuted": permuted,
+    "ddp": ddp,
+    "resume": resume,
+    "step": step,
+}
 
 
 def main(words: Sequence[str]) -> None:

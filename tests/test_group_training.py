@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from neurostorm_bids.cli import main, parse_settings
+from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.model import Encoder, EncoderConfig, InputSpec, load_model
 from neurostorm_bids.model.description import INPUT_FIELDS, ModelDescription
 from neurostorm_bids.model.folder import weights_of, write_model_folder
 from neurostorm_bids.settings import to_toml
 from neurostorm_bids.simulate import write_dataset
 from neurostorm_bids.space.grid import Grid
+from neurostorm_bids.stored import normalised
 
 AFFINE = [[-16, 0, 0, 89], [0, 16, 0, -107], [0, 0, 16, -71], [0, 0, 0, 1]]
 
@@ -113,6 +115,16 @@ def test_retrieval_and_states_have_units_of_their_own(place):
     assert tune(place, "--preset", "state", "--method", "linear", "--folds", "2") == 0
     rows = table(place.out / "evaluation" / "base-trial_type" / "predictions.tsv")
     assert {row["n_clips"] for row in rows} == {"1"} and len(rows) > 8
+
+
+@pytest.mark.parametrize("background", ["minimum", "zero"])
+def test_the_background_takes_what_the_model_states(place, background):
+    settings = parse_settings(place.arguments("pretrain", "-t", "rest", "--participant-label", "01"))
+    spec = InputSpec(grid=Grid.of((12, 12, 12), AFFINE, "MNI152NLin6Asym"), background=background)
+    found = normalised(find_runs(settings).runs[0], spec, settings)
+    frame = next(iter(found.frames()))
+    assert (frame[~found.mask] == np.float32(found.background)).all() and (~found.mask).any()
+    assert found.background == 0 if background == "zero" else found.background <= frame.min() < 0
 
 
 def test_clips_that_moved_are_left_out(place):
