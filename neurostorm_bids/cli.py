@@ -203,6 +203,12 @@ def _model(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="{auto,cpu,cuda,0,1,...}", help="auto takes a GPU where PyTorch can use one"
     )
     group.add_argument("--scan-backend", default="auto", metavar="NAME", help="auto, cpu, torch, torch-reference, ...")
+    group.add_argument(
+        "--precision",
+        choices=("32", "tf32", "bf16", "16"),
+        default="32",
+        help="of matrix products on a GPU, and of training anywhere (default 32)",
+    )
     group.add_argument("--batch-size", type=_positive, metavar="N", help="clips a forward pass (default: by memory)")
     group.add_argument("--offline", action="store_true", help="never touch the network")
 
@@ -347,7 +353,6 @@ def _training_course(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--patience", type=_positive, metavar="N", help="epochs without a better validation loss before it stops"
     )
-    group.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of training (default 32)")
     group.add_argument("--devices", type=_positive, metavar="N", help="GPUs (or processes) of each node")
     group.add_argument("--num-nodes", type=_positive, default=1, metavar="N", help="machines (default 1)")
     group.add_argument("--workers", type=_count, default=0, metavar="N", help="processes that read clips (default 0)")

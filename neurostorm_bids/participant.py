@@ -109,6 +109,7 @@ def requested_models(settings: Settings) -> list[ModelRequest]:
             packs=tuple(map(_from_anywhere, settings.packs)) if number == 0 else (),
             device=settings.device,
             backend=settings.scan_backend,
+            precision=settings.precision,
             offline=settings.offline,
             batch_size=1 if settings.low_mem else settings.batch_size,
             threads=threads_per_run(settings),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neurostorm_bids.ahead import ahead
 from neurostorm_bids.clips import (
     Clip,
     RunStatistics,
@@ -26,7 +27,7 @@ from neurostorm_bids.errors import ConfoundsUnusable, NeurostormError
 from neurostorm_bids.inputs.motion import Motion, read_motion
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
-from neurostorm_bids.model.device_clips import device_batches
+from neurostorm_bids.model.device_clips import Images, device_batches
 from neurostorm_bids.outputs import QualityFigure
 from neurostorm_bids.report.carpet import Carpet
 from neurostorm_bids.settings import Settings
@@ -110,7 +111,9 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
         statistics=statistics,
         clips=lambda buffers: clips_of(signal, statistics, windows, buffers=buffers),
         frames=lambda: frames_of(signal, statistics),
-        batches_on=lambda device, n: device_batches(signal, statistics, windows, device=device, batch_size=n),
+        batches_on=lambda device, n: device_batches(
+            signal, statistics, windows, device=device, batch_size=n, images=images_of(signal)
+        ),
         warnings=(*run.warnings, *series.warnings, *motion.warnings, *statistics.warnings, *quality.warnings),
         placement=tuple(
             QualityFigure(name=name, value=getattr(quality, name), unit=unit, description=description)
@@ -118,6 +121,13 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
         ),
         carpet=carpet,
     )
+
+
+def images_of(signal: GridSeries | DenoisedSeries) -> Images | None:
+    """The run before resampling, where resampling is all that lies between it and the signal."""
+    if isinstance(signal, DenoisedSeries) or signal.weights is None:
+        return None
+    return Images(volumes=lambda start: ahead(signal.images(start)), weights=signal.weights)
 
 
 def cleaned(series: GridSeries, run: BoldRun, n_dummies: int, settings: Settings) -> GridSeries | DenoisedSeries:

@@ -41,7 +41,7 @@ from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.prepare import PreparedRun, prepare_run
 from neurostorm_bids.report.figures import RunFigures, carpet_figure, motion_and_clips, placement, write_figures
 from neurostorm_bids.resume import run_key, settings_hash
-from neurostorm_bids.settings import Settings
+from neurostorm_bids.settings import Precision, Settings
 from neurostorm_bids.workflow import Outcome
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ COMPARED = (
 )
 
 
+PRODUCTS = {"32": "float32", "tf32": "tf32", "bf16": "bfloat16", "16": "float16"}  # as sidecars say it
+
+
 @dataclass(frozen=True)
 class ModelRequest:
     """A model as the user named it; crosses process borders in place of the weights."""
@@ -63,6 +66,7 @@ class ModelRequest:
     packs: tuple[str, ...] = ()
     device: str = "auto"
     backend: str = "auto"
+    precision: Precision = "32"
     offline: bool = False
     target_scaler: tuple[tuple[str, float, float], ...] = ()
     batch_size: int | None = None
@@ -83,6 +87,7 @@ def _loaded(request: ModelRequest) -> Model:
         packs=request.packs,
         device=request.device,
         backend=request.backend,
+        precision=request.precision,
         offline=request.offline,
         batch_size=request.batch_size,
         target_scaler={target: (mean, std) for target, mean, std in request.target_scaler},
@@ -333,7 +338,7 @@ def model_record(model: Model, key: str = "") -> ModelRecord:
         resume_key=key,
         backend=resolve_backend(model.backend, model.device),
         device=model.device.partition(":")[0],  # which of several GPUs it was says nothing of the result
-        precision="float32",
+        precision=PRODUCTS[model.precision],
         batch_size=model.batch_size,
         threads=torch.get_num_threads(),
         provenance={name: provenance_of(model.input, name) for name in INPUT_FIELDS},

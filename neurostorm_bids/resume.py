@@ -29,6 +29,7 @@ DECISIVE = (
     "fd_threshold_mm",
     "target_scaler",
     "output_bold",
+    "precision",
 )
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from space_phantoms import centred, run_of, smooth_volume, write_bold
 from test_clips import InMemorySeries, brainlike
 
+from neurostorm_bids.cli import parse_settings
 from neurostorm_bids.clips import Timing, clips_of, plan_windows, run_statistics
 from neurostorm_bids.errors import DeviceUnavailable, ImageUnreadable
 from neurostorm_bids.model.device import computing_in, gpu_of_worker
 from neurostorm_bids.model.device_clips import DeviceClips, device_batches
+from neurostorm_bids.model.inference import Model
 from neurostorm_bids.model.weights import load_model
-from neurostorm_bids.process import _batches
+from neurostorm_bids.participant import requested_models
+from neurostorm_bids.prepare import images_of
+from neurostorm_bids.process import _batches, model_record
+from neurostorm_bids.resume import settings_hash
+from neurostorm_bids.space import Grid, choose_route, to_grid
 
 
 @pytest.fixture
@@ -58,6 +67,45 @@ def test_raw_volumes_are_resampled_on_the_device():
         batch = clips.blank(1)
         clips.write(window, batch[0])
         assert np.abs(batch[0].numpy() - clip.data).max() < 1e-5
+
+
+@pytest.mark.parametrize("gain", ["none", "hcp"])
+@pytest.mark.parametrize(("interpolation", "by_weights"), [("linear", True), ("nearest", True), ("lanczos", False)])
+def test_a_run_on_another_grid_is_resampled_on_the_device(tmp_path: Path, gain, interpolation, by_weights):
+    volume = smooth_volume((20, 24, 18), low=300)
+    affine = centred((20, 24, 18), (4.2, 4.1, 4.3), degrees=(4.0, -7.0, 3.0))
+    image = write_bold(tmp_path, "MNI152NLin6Asym", volume, affine, t_r_s=0.8)
+    grid = Grid.of((24, 28, 22), centred((24, 28, 22), (3.5, 3.5, 3.5), codes="LAS"), "MNI152NLin6Asym")
+    series = to_grid(choose_route(run_of(image, t_r_s=0.8), grid, offline=True, interpolation=interpolation), grid)
+    timing = Timing.of(series.n_volumes, series.t_r_s, n_dummies=1)
+    statistics = run_statistics(series, timing, intensity=gain)
+    windows = plan_windows(timing, clip_frames=1, stride=1)
+    images = images_of(series)
+    assert (images is not None) == by_weights
+    found = torch.cat(list(device_batches(series, statistics, windows, device="cpu", batch_size=3, images=images)))
+    clips = np.stack([clip.data for clip in clips_of(series, statistics, windows)])
+    assert len(clips) > 1
+    np.testing.assert_allclose(found.numpy(), clips, atol=2e-6 * np.abs(clips).max())
+
+
+def test_precision_is_for_gpus_and_changes_results(tmp_path: Path):
+    with pytest.raises(DeviceUnavailable, match=r"--precision bf16 is for GPUs.*cpu-bfloat16"):
+        load_model("demo", device="cpu", precision="bf16")
+    settings = parse_settings(["/data", "/out", "participant"])
+    assert settings_hash(settings) != settings_hash(replace(settings, precision="bf16"))
+    assert [
+        request.precision for request in requested_models(replace(settings, model=("demo",), precision="tf32"))
+    ] == ["tf32"]
+
+
+def test_a_model_multiplies_in_its_precision():
+    exact = load_model("demo", device="cpu")
+    short = Model(exact._branches, torch.device("cpu"), backend="torch", precision="bf16")
+    clip = torch.randn(1, 1, *exact.config.img_size, generator=torch.Generator().manual_seed(0))
+    a, b = exact.embed(clip), short.embed(clip)
+    assert b.dtype == torch.float32
+    assert 1e-5 < float((a - b).abs().max() / a.abs().max()) < 3e-2
+    assert (model_record(exact).precision, model_record(short).precision) == ("float32", "bfloat16")
 
 
 def test_an_image_that_ends_early_is_refused_on_a_device_too(mask):

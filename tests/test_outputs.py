@@ -177,7 +177,7 @@ def test_the_file_mode_is_that_of_the_umask(tmp_path: Path):
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path):
     code = (
-        "import os, pathlib, signal\nfrom neurostorm_bids.outputs.atomic import replacing\n"
+        "import os, pathlib, signal\nfrom neurostorm_bids.replacing import replacing\n"
         f"with replacing(pathlib.Path({str(tmp_path / 'a.tsv')!r})) as handle:\n"
         "    handle.write(b'half'); handle.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -200,7 +200,7 @@ def test_a_writer_that_is_still_at_work_is_left_alone(tmp_path: Path):
 def test_a_writer_whose_file_was_taken_for_abandoned_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Between making a file and locking it, another writer may find it unlocked and remove it."""
     locks = iter([lambda: next(tmp_path.iterdir()).unlink(), lambda: None])
-    monkeypatch.setattr("neurostorm_bids.outputs.atomic.fcntl.flock", lambda *_: next(locks)())
+    monkeypatch.setattr("neurostorm_bids.replacing.fcntl.flock", lambda *_: next(locks)())
     write_text(tmp_path / "a.tsv", "whole")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.tsv": "whole"}
     assert next(locks, None) is None
@@ -494,7 +494,10 @@ def validate(folder: Path) -> tuple[list[str], int]:
 
 
 def add_reports_and_logs(out: Path) -> None:
-    for name in ("sub-01/log/x/neurostorm.toml", "sub-01/figures/sub-01_mean.webp", "sub-01.html", "group.html"):
+    map_files = [f"{FUNC}/{PREFIX}_desc-age_{name}" for name in ("attribution.tsv", "attribution.json",
+                                                                 "boldmap.nii.gz", "boldmap.json")]  # fmt: skip
+    reports = ["sub-01/log/x/neurostorm.toml", "sub-01/figures/sub-01_mean.webp", "sub-01.html", "group.html"]
+    for name in (*reports, *map_files):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("x")
 
@@ -516,6 +519,10 @@ def test_the_whole_output_is_as_listed_and_valid(tmp_path: Path, source: Source)
             "group.html",
             "log",
             "sub-*.html",
+            "sub-*_attribution.json",
+            "sub-*_attribution.tsv",
+            "sub-*_boldmap.json",
+            "sub-*_boldmap.nii.gz",
             "sub-*_embedding.json",
             "sub-*_embedding.tsv",
             "sub-*_predictions.json",

@@ -7,7 +7,8 @@ int16 volumes of a 2 mm template are 36 MB. On the way, arrays pass through pinn
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from neurostorm_bids.clips.series import LiveVolumes, VolumeSeries
+from neurostorm_bids.clips.series import LiveVolumes, VolumeSeries, foreground_voxels
 from neurostorm_bids.clips.statistics import RunStatistics
 from neurostorm_bids.clips.timing import FrameWeights
 from neurostorm_bids.clips.windows import Window, Windows
@@ -23,8 +24,25 @@ from neurostorm_bids.clips.windows import Window, Windows
 SLOTS = 4  # arrays under way to a device
 
 
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Volumes that have not been brought to the grid, and the weights that bring them there.
+
+    ``volumes(start)`` draws them (x, y, z); ``weights`` multiply their voxels in Fortran order (n grid voxels, n).
+    """
+
+    volumes: Callable[[int], Iterator[np.ndarray]]
+    weights: csr_matrix
+
+
 def device_batches(
-    series: VolumeSeries, statistics: RunStatistics, windows: Windows, *, device: torch.device | str, batch_size: int
+    series: VolumeSeries,
+    statistics: RunStatistics,
+    windows: Windows,
+    *,
+    device: torch.device | str,
+    batch_size: int,
+    images: Images | None = None,
 ) -> Iterator[Tensor]:
     """Read a run again and make its clips on a device; the values are those of `clips_of`, bit for bit.
 
@@ -36,24 +54,36 @@ def device_batches(
     windows : Windows
     device : torch.device or str
     batch_size : int
+    images : Images, optional
+        Of the same run: then these are read and brought to the grid on the device, where sums of weighted voxels may be
+        rounded differently.
 
     Yields
     ------
     Tensor
         (n, 1, x, y, z, t) float32 on the device, n at most ``batch_size``.
     """
-    live = LiveVolumes(series, statistics.timing.n_dummies, 1, statistics.gain)
-    clips = DeviceClips(live.voxels, series.mask.shape, statistics, windows, device)
-    each = _one_volume_a_frame(statistics.timing.n_volumes)
+    voxels, n_dummies = foreground_voxels(series.mask), statistics.timing.n_dummies
+    weights = None if images is None else images.weights
+    clips = DeviceClips(voxels, series.mask.shape, statistics, windows, device, resampling=weights)
+    volumes = _foregrounds(series, statistics) if images is None else images.volumes(n_dummies)
     for start in range(0, len(windows.kept), batch_size):
         group = windows.kept[start : start + batch_size]
         batch = clips.blank(len(group))
         for clip, window in zip(batch, group, strict=True):
             while clips.n_volumes <= clips.last_volume(window):
-                live.advance_to(clips.n_volumes)
-                clips.add(live.of_frame(each, clips.n_volumes)[0][0])
+                clips.add(next(volumes).ravel(order="F"))
             clips.write(window, clip)
         yield batch
+
+
+def _foregrounds(series: VolumeSeries, statistics: RunStatistics) -> Iterator[np.ndarray]:
+    """Foregrounds of the volumes, one after the other.  # (v,)"""
+    live = LiveVolumes(series, statistics.timing.n_dummies, 1, statistics.gain)
+    each = _one_volume_a_frame(statistics.timing.n_volumes)
+    for number in range(statistics.timing.n_volumes):
+        live.advance_to(number)
+        yield live.of_frame(each, number)[0][0]
 
 
 class DeviceClips:
@@ -95,6 +125,8 @@ class DeviceClips:
         self._ring = torch.empty(_span(self._frames, windows), len(voxels), device=self.device)
         self._staging = Staging(self.device)
         self._resampling = None if resampling is None else _on_device(resampling[voxels], self.device)
+        gain = statistics.gain if resampling is not None else None  # foregrounds come with it
+        self._gain = None if gain is None else torch.from_numpy(np.ascontiguousarray(gain)).to(self.device)
 
     def blank(self, n: int) -> Tensor:
         """Clips of nothing but background.  # (n, 1, x, y, z, t)"""
@@ -112,6 +144,8 @@ class DeviceClips:
             place.copy_(values)
         else:
             torch.mv(self._resampling, values.float(), out=place)
+        if self._gain is not None:
+            place.mul_(self._gain)
         self.n_volumes += 1
 
     def write(self, window: Window, clip: Tensor) -> None:
@@ -171,6 +205,8 @@ def _span(frames: FrameWeights, windows: Windows) -> int:
 
 
 def _on_device(matrix: csr_matrix, device: torch.device) -> Tensor:
+    matrix = matrix.copy()
+    matrix.sum_duplicates()  # at the border of an image a voxel serves twice
     rows, columns, values = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")

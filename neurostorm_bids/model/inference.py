@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neurostorm_bids.errors import ClipsInvalid, ModelUntrained, PackMismatch, SelfTestFailed
 from neurostorm_bids.model.config import EncoderConfig, InputSpec, Target
 from neurostorm_bids.model.description import Backbone, ModelDescription, SelfTest, model_label
+from neurostorm_bids.model.device import Precision, computing_in
 from neurostorm_bids.model.encoder import Encoder, check_clips, stage_channels
 from neurostorm_bids.model.folder import backbone_hash, weights_of
 from neurostorm_bids.model.heads import head_for, pool
@@ -74,6 +75,8 @@ class Model:
         The scan that computes it, never "auto".
     batch_size : int
         Clips in one forward pass.
+    precision : {"32", "tf32", "bf16", "16"}
+        Of matrix products; sums, scan states and everything outside the encoder are float32.
     notes : tuple of str
         What reading a checkpoint found, left out and assumed.
     """
@@ -85,11 +88,12 @@ class Model:
         *,
         backend: str = "auto",
         batch_size: int = 1,
+        precision: Precision = "32",
         notes: tuple[str, ...] = (),
     ) -> None:
         self._branches, self._device = tuple(branches), device
         self.backend = resolve_backend(backend, device)
-        self.batch_size, self.notes = batch_size, notes
+        self.batch_size, self.precision, self.notes = batch_size, precision, notes
         self._scalers: dict[str, tuple[float, float]] = {}
         names = [target.name for target in self.targets]
         if len(set(names)) < len(names):
@@ -314,9 +318,9 @@ class Model:
     @torch.no_grad()
     def _embed(self, encoder: Encoder, clips: Tensor | np.ndarray) -> Tensor:
         clips = self._checked(clips)
-        rows = [
-            pool(encoder(chunk.to(self._device))).float().cpu() for chunk in clips.split(self.batch_size) if len(chunk)
-        ]
+        chunks = [chunk for chunk in clips.split(self.batch_size) if len(chunk)]
+        with computing_in(self.precision, self._device):
+            rows = [pool(encoder(chunk.to(self._device))).float().cpu() for chunk in chunks]
         features = torch.cat(rows) if rows else torch.zeros(0, self.n_features)  # (n, C)
         if not features.isfinite().all():
             cause = "the clips hold NaN or infinity" if not clips.isfinite().all() else "the model overflows"

@@ -25,7 +25,7 @@ from neurostorm_bids.model.card import model_card
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint
 from neurostorm_bids.model.config import EncoderConfig
 from neurostorm_bids.model.description import ModelDescription, SelfTest
-from neurostorm_bids.model.device import gpu_of_worker
+from neurostorm_bids.model.device import Precision, gpu_of_worker
 from neurostorm_bids.model.encoder import Encoder, stage_channels, stage_grids
 from neurostorm_bids.model.folder import (
     backbone_hash,
@@ -169,6 +169,7 @@ def load_model(
     offline: bool = False,
     cache_dir: Path | None = None,
     batch_size: int | None = None,
+    precision: Precision = "32",
 ) -> Model:
     """Load a model folder, a reference checkpoint or a registered model.
 
@@ -191,6 +192,8 @@ def load_model(
         Never download.
     batch_size : int, optional
         Clips in one forward pass.
+    precision : {"32", "tf32", "bf16", "16"}
+        Of matrix products on a GPU.
 
     Raises
     ------
@@ -199,6 +202,11 @@ def load_model(
     TargetScalerInvalid, DeviceUnavailable
     """
     torch_device = _device(device)
+    if torch_device.type == "cpu" and precision != "32":
+        raise DeviceUnavailable(
+            f"--precision {precision} is for GPUs, and this model would be computed on a CPU",
+            remedy="leave it out; --scan-backend cpu-bfloat16 multiplies in bfloat16 on CPUs that can",
+        )
     found = find_model(source, offline=offline, cache_dir=cache_dir)
     if found.entry is not None and not found.entry.verified and not is_model_folder(found.path):
         log.warning("%s: unverified, nobody has loaded this file with this program yet", found.name)
@@ -209,7 +217,7 @@ def load_model(
     own = _own_branch(parts)
     branches = [own, *(_pack_branch(parts, own, pack, offline, cache_dir) for pack in packs)]
     size = batch_size or BATCH_SIZE[torch_device.type]
-    model = Model(branches, torch_device, backend=backend, batch_size=size, notes=parts.notes)
+    model = Model(branches, torch_device, backend=backend, batch_size=size, precision=precision, notes=parts.notes)
     check_scalers([model], target_scaler or {})
     return model.with_scalers(target_scaler or {})
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from neurostorm_bids.ahead import ahead
 from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, NonFiniteVoxels
@@ -83,13 +84,23 @@ class GridSeries:
         ConstantSeries
             After the last volume.
         """
-        watch = _Watch(self._bold, np.flatnonzero(self._source_mask.ravel(order="F") > 0))
-        for volume in ahead(self._bold.volumes(start)):
-            on_grid = self._resample(self._with_mean(watch.checked(volume)))
+        for image in ahead(self.images(start)):
+            on_grid = self._resample(image)
             for observe in self._observers:
                 observe(on_grid)
             yield on_grid
+
+    def images(self, start: int = 0) -> Iterator[np.ndarray]:
+        """Volumes from number ``start`` on as they lie in the file, checked as `volumes` says.  # (x, y, z) float32"""
+        watch = _Watch(self._bold, np.flatnonzero(self._source_mask.ravel(order="F") > 0))
+        for volume in self._bold.volumes(start):
+            yield self._with_mean(watch.checked(volume))
         watch.finish()
+
+    @property
+    def weights(self) -> csr_matrix | None:
+        """What `volumes` multiplies the voxels of `images` (Fortran order) by; None where it does more than that."""
+        return self._resample.weights
 
     def observed_by(self, observe: Callable[[np.ndarray], None]) -> GridSeries:
         """The same series; ``observe`` is called with each volume as it passes, so one pass serves two ends."""

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from neurostorm_bids.errors import ClipStoreUnreadable, TrainingError
-from neurostorm_bids.outputs import replacing
+from neurostorm_bids.replacing import replacing
 
 Precision = Literal["int8", "float16"]
 FORMAT = 2  # of 1, displacement was not known

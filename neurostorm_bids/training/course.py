@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from neurostorm_bids.errors import OutOfMemory
+from neurostorm_bids.model.device import computing_in
 from neurostorm_bids.model.encoder import Backbone
 from neurostorm_bids.training.checkpoints import AtomicCheckpoints, BestWeights, ResumePoints, resume_point
 from neurostorm_bids.training.data import ClipDataset, Cursor, KeyedBatches, collate, evaluation_loader, training_loader
@@ -128,7 +129,8 @@ def train(
             part.checkpoint_blocks(course.checkpoint_blocks)
     module.n_steps = _steps(len(train_data), course, trainer.world_size)
     data = Clips(train_data, validation, course, cursor, order)
-    with warnings.catch_warnings():
+    products = computing_in("tf32" if course.precision == "tf32" else "32", trainer.strategy.root_device)
+    with warnings.catch_warnings(), products:
         warnings.filterwarnings("ignore", message=".*(does not have many workers|not resumable|eval mode|isinstance).*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=False)

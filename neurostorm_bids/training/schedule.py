@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-Precision = Literal["32", "bf16", "16"]
+Precision = Literal["32", "tf32", "bf16", "16"]
 LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "32": "32-true",
+    "tf32": "32-true",  # `computing_in` shortens the products
     "bf16": "bf16-mixed",
     "16": "16-mixed",
 }
