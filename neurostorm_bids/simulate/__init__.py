@@ -21,10 +21,11 @@ oracle     what an observer who knows all of this would reach
 
 from neurostorm_bids.simulate.cohort import Cohort, draw_cohort
 from neurostorm_bids.simulate.dataset import read_simulation, write_dataset
-from neurostorm_bids.simulate.effects import EffectSizes, Expression, Levels, Simulation
+from neurostorm_bids.simulate.effects import DEMO_EFFECTS, EffectSizes, Expression, Levels, Simulation
 from neurostorm_bids.simulate.oracle import ceilings
 
 __all__ = [
+    "DEMO_EFFECTS",
     "Cohort",
     "EffectSizes",
     "Expression",

@@ -116,6 +116,15 @@ class Levels:
     motion_artefact: float = 0.1
 
 
+# People of the demo: their traits show in the mean image as well, where a small model finds them in minutes. By default
+# they lie in temporal covariance alone.
+DEMO_EFFECTS = EffectSizes(
+    sex=Expression(covariance=0.2, mean_image=0.03),
+    age=Expression(covariance=0.4, mean_image=0.03),
+    diagnosis=Expression(covariance=0.2, mean_image=0.03),
+)
+
+
 @dataclass(frozen=True)
 class Simulation:
     """The plan of a dataset; the same plan always gives the same bytes on the same machine.
