@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurostorm_bids.errors import NonFiniteOutput, TableUnreadable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MISSING = "n/a"
 
@@ -23,7 +26,7 @@ class Column:
     """
 
     name: str
-    values: Sequence[Any]
+    values: Sequence[Any] | np.ndarray
     description: str
     unit: str | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
