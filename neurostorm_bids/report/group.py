@@ -223,7 +223,7 @@ def _scatter(name: str, target: str, pairs: Sequence[tuple[str, float, float]]) 
 
 
 def _evaluation_view(found: Evaluated) -> dict[str, Any]:
-    content = found.content
+    content, metrics = found.content, _metrics(found.metrics)
     target = at(content, "Target", "Name") or found.name
     return {
         "name": found.name,
@@ -231,7 +231,8 @@ def _evaluation_view(found: Evaluated) -> dict[str, Any]:
         "statements": _texts(at(content, "Statements")),
         "warnings": _texts(at(content, "Warnings")),
         "leakage": at(content, "Leakage", "Allowed") is True and bool(at(content, "Leakage", "Findings")),
-        "metrics": _metrics(found.metrics),
+        "metrics": metrics,
+        "guessed": any(line["chance"] is not None for metric in metrics for line in metric["lines"]),
         "plots": _plots(found, str(target)),
         "confusions": _confusions(content),
         "calibration": at(content, "Calibration") if isinstance(at(content, "Calibration"), Mapping) else {},
