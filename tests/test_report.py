@@ -449,7 +449,10 @@ def processed(tmp_path_factory) -> Path:
 
 
 def call(folder: Path, *words: str) -> int:
-    return main([str(folder / "fmriprep"), str(folder / "out"), *words, "-w", str(folder / "work")])
+    plugin = folder / "linear.yml"  # in this process: starting a pool takes longer than the runs
+    plugin.write_text("plugin: Linear\n")
+    places = [str(folder / "fmriprep"), str(folder / "out")]
+    return main([*places, *words, "-w", str(folder / "work"), "--use-plugin", str(plugin)])
 
 
 def test_the_participant_level_leaves_a_report_of_every_participant(processed):
