@@ -57,6 +57,15 @@ def clip_of(amplitudes, rng) -> torch.Tensor:
     return torch.from_numpy(clip[None, None].astype(np.float32))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The tensors are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass
 class Probe:
     """A random encoder and a ridge regression of one network's amplitude on its embedding."""
