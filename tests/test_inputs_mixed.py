@@ -38,5 +38,7 @@ def test_sidecars_say_pipeline_denoising_and_motion(tmp_path: Path):
     sidecar = read_sidecar(table)
     text = json.dumps(sidecar)
     assert "UK Biobank pipeline" in text and "ICA-FIX" in text
+    page = (out / "sub-1000001.html").read_text()
+    assert "UK Biobank pipeline" in page and "ICA-FIX" in page
     sources = " ".join(sidecar["Sources"])
     assert "prefiltered_func_data_mcf.par" in sources and "example_func2standard_warp.nii.gz" in sources
