@@ -13,7 +13,7 @@ from pathlib import Path
 from neurostorm_bids.errors import NeurostormError, OutputNotWritable, UsageError
 
 # four participants, every second one with two sessions, in both of the usual template spaces; TR and voxel size differ
-# from the model's, so that resampling in space and time is part of what is shown
+# from the model's, so that resampling in space and time is part of what is shown. None of them was trained on
 PLAN = {
     "n_subjects": 4,
     "sessions": (1, 2),
@@ -24,6 +24,7 @@ PLAN = {
     "n_dummies": 2,
     "seed": 1,
 }
+TARGETS = ("age", "sex", "diagnosis")  # a bundled pack each
 MARK = "code/simulation.json"  # written by the simulation: tells a demo folder from somebody's data
 
 
@@ -75,10 +76,10 @@ def simulate_dataset(folder: Path) -> None:
             remedy="name another folder",
         )
     _say(f"Simulating an fMRIPrep dataset of {PLAN['n_subjects']} participants in {root} ...")
-    from neurostorm_bids.simulate import write_dataset  # heavy: not before the arguments were checked
+    from neurostorm_bids import simulate  # heavy: not before the arguments were checked
 
     try:
-        write_dataset(root, **PLAN)
+        simulate.write_dataset(root, effects=simulate.DEMO_EFFECTS, **PLAN)
     except OSError as error:
         raise OutputNotWritable(
             f"cannot be written ({error.strerror or error})", file=folder, remedy="name a folder that you may write"
@@ -93,15 +94,14 @@ def commands(folder: Path) -> list[list[str]]:
     """The calls of ``neurostorm`` that the demo makes."""
     places = [str(folder / "fmriprep"), str(folder / "neurostorm")]
     work = ["--work-dir", str(folder / "work")]
+    packs = [f"demo-{target}" for target in TARGETS]
     return [
-        ["neurostorm", *places, "participant", "--model", "demo", "--offline", *work],
+        ["neurostorm", *places, "participant", "--model", "demo", "--packs", *packs, "--offline", *work],
         ["neurostorm", *places, "group", "--group-workflow", "aggregate", *work],
     ]
 
 
 def _where_to_look(folder: Path, seconds: float) -> str:
-    from neurostorm_bids.outputs import read_sidecar
-
     results = folder / "neurostorm"
     table = min(results.glob("sub-*/**/*_embedding.tsv"))
     report = results / f"{table.relative_to(results).parts[0]}.html"
@@ -109,11 +109,33 @@ def _where_to_look(folder: Path, seconds: float) -> str:
         f"\nDone in {seconds:.0f} s. Where to look:",
         f"  {report}\n      the report of one participant: open it in a browser. group.html beside it is that of all",
         f"  {table}\n      the embedding of one run, a row per clip; the .json beside it says how it was made",
-        f"  {results / 'phenotype' / 'neurostorm_embeddings.tsv'}\n      a row per participant and session",
+        f"  {results / 'phenotype' / 'neurostorm_predictions.tsv'}\n      a row per participant and session",
+        "\nPredicted from the images (and, in brackets, what was simulated):",
+        *beside_the_truth(folder),
+        "The demo model was trained on simulated people alone: of real ones its numbers say nothing.",
     ]
-    if not read_sidecar(table)["Model"]["Trained"]:
-        lines.append("The demo model was never trained: its numbers show the format and say nothing about people.")
     return "\n".join(lines)
+
+
+def beside_the_truth(folder: Path) -> list[str]:
+    """Lines of a table: what the group level predicts of each participant and session, and what was simulated."""
+    from neurostorm_bids.outputs import read_tsv
+
+    truth = {row["participant_id"]: row for row in read_tsv(folder / "fmriprep" / "participants.tsv")}
+    lines = [("participant", "session", *TARGETS)]
+    for row in read_tsv(folder / "neurostorm" / "phenotype" / "neurostorm_predictions.tsv"):
+        person = row["participant_id"]
+        cells = [f"{_short(row[f'demo_{target}'])} ({_short(truth[person][target])})" for target in TARGETS]
+        lines.append((str(person), str(row["session_id"]), *cells))
+    return ["  " + "".join(f"{cell:<18}" for cell in line).rstrip() for line in lines]
+
+
+def _short(cell: str | None) -> str:
+    """A class as it is, a number to the unit."""
+    try:
+        return f"{float(str(cell)):.0f}"
+    except ValueError:
+        return str(cell)
 
 
 def _say(line: str) -> None:

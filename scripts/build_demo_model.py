@@ -1,8 +1,8 @@
-"""Write the bundled demo model with fresh weights: the same seed gives the same bytes on one machine.
+"""Write the untrained start of the demo model: the same seed gives the same bytes on one machine.
 
-    python scripts/build_demo_model.py [FOLDER]
+    python scripts/build_demo_model.py FOLDER
 
-The model is small (4 mm voxels over the box of the 2 mm grid) and untrained: for trying out the program alone.
+The model is small: 4 mm voxels over the box of the 2 mm grid. `train_demo_model.py` trains it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from neurostorm_bids.model.inference import self_test_of
 from neurostorm_bids.space.grid import Grid
 
 SEED = 20250616
-BUNDLED = Path(__file__).resolve().parents[1] / "neurostorm_bids" / "data" / "demo-model"
 
 # Each 4 mm voxel covers two voxels of NEUROSTORM_2MM along each axis, so both grids span the same box:
 # x 97 to -95, y -115 to 77, z -79 to 113 mm; the first centre lies half a 2 mm voxel inside.
@@ -36,7 +35,7 @@ DEMO = ModelDescription(
     config=DEMO_CONFIG,
     input=DEMO_INPUT,
     trained=False,
-    summary="A small model with random weights, to try out neurostorm without a download. Its embeddings mean nothing.",
+    summary="The untrained start of the demo model. Its embeddings mean nothing.",
     source="scripts/build_demo_model.py",
     licence="Apache-2.0",
 )
@@ -47,11 +46,8 @@ def build(folder: Path) -> str:
     encoder = Encoder(DEMO_CONFIG, generator=torch.Generator().manual_seed(SEED)).eval()
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     training = {"trained": False, "seed": SEED}
-    return write_model_folder(
-        folder, DEMO, weights, self_test=self_test_of(encoder), training=training, overwrite=folder == BUNDLED
-    )
+    return write_model_folder(folder, DEMO, weights, self_test=self_test_of(encoder), training=training)
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else BUNDLED
-    print(f"{target}: {build(target)}")
+    print(f"{sys.argv[1]}: {build(Path(sys.argv[1]))}")

@@ -18,7 +18,10 @@ def test_the_demo_runs_both_levels_and_says_where_to_look(tmp_path: Path, monkey
     assert demo.main([str(folder)]) == 0
     said = capfd.readouterr().out
     assert "3 runs done, 0 were there already, 0 failed, 0 rejected" in said
-    assert "never trained" in said
+    table = said[said.index("Predicted from the images") :].splitlines()[1:5]
+    scans = [("sub-01", "ses-1"), ("sub-02", "ses-1"), ("sub-02", "ses-2")]
+    assert [tuple(line.split()[:2]) for line in table] == [("participant", "session"), *scans]
+    assert "trained on simulated people alone" in said
     places = [line.strip() for line in said.splitlines() if line.startswith("  ") and str(folder) in line]
     assert len(places) == 3 and all(Path(place).is_file() for place in places)
     rows = read_tsv(folder / "neurostorm" / "phenotype" / "neurostorm_embeddings.tsv")

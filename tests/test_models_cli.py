@@ -163,7 +163,7 @@ def test_verify_goes_on_after_a_failure(checkpoint: Path, tmp_path: Path, capsys
 
 def test_cards(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["card", "demo"]) == 0
-    assert "**Untrained.**" in capsys.readouterr().out
+    assert "Trained on simulated data" in capsys.readouterr().out
     main(["convert", str(checkpoint), str(tmp_path / "m"), *CONVERT])
     assert main(["card", str(tmp_path / "m")]) == 0
     assert "`age`: regression in years (offset 54.2, scale 7.6)" in capsys.readouterr().out
