@@ -122,7 +122,7 @@ def beside_the_truth(folder: Path) -> list[str]:
     from neurostorm_bids.outputs import read_tsv
 
     truth = {row["participant_id"]: row for row in read_tsv(folder / "fmriprep" / "participants.tsv")}
-    lines = [("participant", "session", *TARGETS)]
+    lines: list[tuple[str, ...]] = [("participant", "session", *TARGETS)]
     for row in read_tsv(folder / "neurostorm" / "phenotype" / "neurostorm_predictions.tsv"):
         person = row["participant_id"]
         cells = [f"{_short(row[f'demo_{target}'])} ({_short(truth[person][target])})" for target in TARGETS]
