@@ -70,7 +70,7 @@ def test_the_how_tos_run_as_they_stand(place: Path, monkeypatch, capfd):
     shutil.copytree(place / "tutorial", place / "howto")
     monkeypatch.chdir(place)
     execute(ROOT / "docs" / "howto.md")
-    results = place / "howto" / "neurostorm"
+    results = place / "howto" / "mine"
     assert list(results.glob("sub-01/**/*desc-cognitionAttribution_boldmap.nii.gz"))
     assert "mae" in capfd.readouterr().out
 
@@ -163,16 +163,20 @@ def test_every_option_says_what_it_does_and_every_exit_code_means_something():
 
 
 def test_every_file_and_column_of_a_run_is_described(place: Path):
-    results = place / "howto" / "neurostorm"
+    results = place / "howto"
     if not results.exists():
         pytest.skip("looks at what the how-tos wrote")
     text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("outputs.md", "attribution.md"))
-    tables = [path for name in ("sub-*/**", "phenotype", "evaluation/*") for path in results.glob(f"{name}/*.tsv")]
+    tables = [
+        path for name in ("sub-*/**", "phenotype", "evaluation/*") for path in results.glob(f"[mn]*/{name}/*.tsv")
+    ]
     for table in tables:
         assert table.stem.split("_")[-1] in text, table.name
         for column in table.read_text(encoding="utf-8").splitlines()[0].split("\t"):
             general = re.sub(r"^demo(?=_)", "<model>", re.sub(r"d\d{3}$", "d000", column))
-            assert f"`{general}`" in text or re.search(r"_(cognition|p_)", column), f"{table.name}: {column}"
+            assert f"`{general}`" in text or re.match(r"p_|probability_|demo_(age|sex|diagnosis)", column), (
+                f"{table.name}: {column}"
+            )
 
 
 def test_the_citation_names_title_authors_licence_and_the_paper():
