@@ -154,8 +154,9 @@ def prompt(where: Path) -> None:
     for seed in PROMPT_SEEDS:
         rest = people(where, seed, runs=2)
         ceiling = simulate.ceilings(simulate.read_simulation(rest))
-        embed = [*PYTHON, rest, where / f"prompt-{seed}", "participant", "--model", "demo", "--work-dir", where / "work"]
-        run([str(word) for word in embed])  # evaluation reads what the participant level wrote
+        places = [rest, where / f"prompt-{seed}", "participant", "--work-dir", where / "work"]
+        # evaluation reads what the participant level wrote
+        run([str(word) for word in [*PYTHON, *places, "--model", "demo"]])
         for target in ("age", "sex", "diagnosis"):
             output, figure = where / f"prompt-{seed}", JUDGED[target]
             reached = tuned(where, output.name, rest, target, target)
