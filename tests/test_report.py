@@ -458,8 +458,20 @@ def call(folder: Path, *words: str) -> int:
 def test_the_participant_level_leaves_a_report_of_every_participant(processed):
     page = (processed / "out/sub-01.html").read_text()
     assert f"neurostorm {processed / 'fmriprep'} {processed / 'out'} participant --model demo" in page
-    assert Elements(page).of("img") and "never trained" in page
+    assert Elements(page).of("img") and "never trained" not in page
     assert "5 volumes at TR 2 s are 10 s" in (processed / "out/sub-02.html").read_text()
+
+
+def test_the_report_says_of_a_model_that_it_was_never_trained(processed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(processed / "out", out)
+    (sidecar,) = out.rglob("*_desc-demo_embedding.json")
+    content = json.loads(sidecar.read_text())
+    content["Model"]["Trained"] = False
+    sidecar.write_text(json.dumps(content))
+    words = ["participant", "--reports-only", "-w", str(tmp_path / "w")]
+    assert main([str(processed / "fmriprep"), str(out), *words]) == 0
+    assert "never trained" in (out / "sub-01.html").read_text()
 
 
 def test_reports_only_needs_neither_model_nor_input(processed, monkeypatch, capfd):
