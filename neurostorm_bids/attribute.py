@@ -337,23 +337,31 @@ def _entry(job: MapJob, settings: Settings, parcels: Parcels, total: MapTotal, a
     }
 
 
-def _completeness(sum_of_map: float, difference: float, differences: Sequence[float]) -> dict[str, float]:
-    """How the map adds up: against the mean difference, and against its size where clips differ in sign."""
+def _completeness(sum_of_map: float, difference: float, differences: Sequence[float]) -> dict[str, float | None]:
+    """How the map adds up: against the mean difference, and against its size where clips differ in sign.
+
+    An error against a difference of nothing has no value.
+    """
     off, size = abs(sum_of_map - difference), float(np.abs(differences).mean())
     return {
         "SumOfMap": sum_of_map,
         "OutputDifference": difference,
-        "RelativeError": off / abs(difference) if difference else 0.0,
-        "ErrorByMeanSize": off / size if size else 0.0,
+        "RelativeError": _ratio(off, abs(difference)),
+        "ErrorByMeanSize": _ratio(off, size),
     }
 
 
+def _ratio(off: float, size: float) -> float | None:
+    if size:
+        return off / size
+    return None if off else 0.0
+
+
 def _faults(entry: dict[str, Any]) -> Iterator[str]:
-    if entry["Method"] == "integrated-gradients" and entry["Completeness"]["RelativeError"] > PROMISED:
-        yield (
-            f"The map adds up to the difference between the outputs with an error of "
-            f"{entry['Completeness']['RelativeError']:.1%}, more than {PROMISED:.0%}."
-        )
+    error = entry["Completeness"]["RelativeError"]
+    if entry["Method"] == "integrated-gradients" and (error is None or error > PROMISED):
+        size = "without bound" if error is None else f"of {error:.1%}"
+        yield (f"The map adds up to the difference between the outputs with an error {size}, more than {PROMISED:.0%}.")
     if not entry["SanityCheck"]["Differs"]:
         yield (
             "A model with permuted weights gives a similar map: it shows the image, not what the model learnt "

@@ -246,9 +246,21 @@ def test_an_atlas_brings_names_and_networks(tmp_path):
     rows = shares_of(np.ones(GRID.shape), BRAIN, found, GRID)
     assert [row.level for row in rows] == ["network", "parcel", "parcel", "parcel", "rest"]
     assert sum(row.mass for row in rows[1:]) == pytest.approx(1) and rows[0].enrichment == pytest.approx(1)
-    (tmp_path / "atlas.tsv").write_text("number\tname\n3\tx\n")
-    with pytest.raises(AtlasUnusable, match="columns index"):
-        read_parcels(GRID, tmp_path / "atlas.nii.gz")
+    for text in ("number\tname\n3\tx\n", "index\n3\n", "", "index\tname\nx\ty\n"):
+        (tmp_path / "atlas.tsv").write_text(text)
+        with pytest.raises(AtlasUnusable, match="columns index"):
+            read_parcels(GRID, tmp_path / "atlas.nii.gz")
+
+
+def test_a_map_of_no_difference_that_sums_to_something_is_warned_of():
+    from neurostorm_bids.attribute import _completeness, _faults
+
+    check = {"Method": "integrated-gradients", "SanityCheck": {"Differs": True}}
+    assert list(_faults({**check, "Completeness": _completeness(0.0, 0.0, [0.0])})) == []
+    nothing = _completeness(0.5, 0.0, [0.0])
+    assert nothing["RelativeError"] is None and nothing["ErrorByMeanSize"] is None
+    assert "error without bound" in "".join(_faults({**check, "Completeness": nothing}))
+    assert "error of 3.0%" in "".join(_faults({**check, "Completeness": _completeness(1.03, 1.0, [1.0])}))
 
 
 def test_parcels_without_an_atlas_are_compact_pieces():

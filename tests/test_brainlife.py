@@ -83,10 +83,15 @@ def test_a_run_that_cannot_be_used_ends_with_the_programs_code_and_its_words(her
         ({"_inputs": []}, ConfigUnreadable, "whose the BOLD is"),
         ({"bold": "absent.nii.gz"}, DatasetMissing, "does not exist"),
         ({"model": ["a", "b"]}, UsageError, "not a single value"),
+        ({"mask": 5}, ConfigUnreadable, "mask is 5"),
+        ({"_inputs": 5}, ConfigUnreadable, "whose the BOLD is"),
+        ({"_inputs": [{"meta": "01", "keys": 3}]}, ConfigUnreadable, "whose the BOLD is"),
+        ({"json": "list.json"}, ConfigUnreadable, "list.json: is no JSON object"),
     ],
 )
 def test_configurations_that_say_too_little_are_refused(here: Path, change: dict, error: type, words: str):
     (here / "bold.nii.gz").touch()
+    (here / "list.json").write_text('["RepetitionTime"]')
     (here / "config.json").write_text(json.dumps(config_of(**change)))
     with pytest.raises(error, match=words):
         config = brainlife.read_config(brainlife.CONFIG)

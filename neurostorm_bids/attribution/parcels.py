@@ -76,7 +76,10 @@ def _rows(table: Path) -> dict[int, dict[str, str]]:
         return {}
     try:
         with table.open(encoding="utf-8", newline="") as stream:
-            return {int(row["index"]): row for row in csv.DictReader(stream, delimiter="\t")}
+            reader = csv.DictReader(stream, delimiter="\t")
+            if not {"index", "name"} <= set(reader.fieldnames or ()):
+                raise KeyError(f"its columns are {', '.join(reader.fieldnames or ()) or 'none'}")
+            return {int(row["index"]): row for row in reader}
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise AtlasUnusable(
             f"cannot be read as a table of the atlas ({error})",

@@ -74,6 +74,9 @@ def read_config(path: Path) -> dict[str, Any]:
                 expected=f'"{key}": "{example}"',
                 remedy="See config.json.sample",
             )
+    for key in ("mask", "regressors", "json"):
+        if not isinstance(config.get(key) or "", str):
+            raise ConfigUnreadable(f"{key} is {config[key]!r}", file=path, expected="the path of a file, or nothing")
     return config
 
 
@@ -106,9 +109,7 @@ def build_tree(config: Mapping[str, Any], root: Path) -> str:
 
 def run_name(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """Name and entities of the run, from the metadata of the BOLD input."""
-    inputs = [entry for entry in config.get("_inputs") or [] if isinstance(entry, dict)]
-    owner = next((entry for entry in inputs if "bold" in (entry.get("keys") or [])), inputs[0] if inputs else {})
-    meta = owner.get("meta") or {}
+    meta = _metadata(config.get("_inputs"))
     stated: dict[str, object] = {
         "sub": meta.get("subject"),
         "ses": meta.get("session"),
@@ -123,6 +124,14 @@ def run_name(config: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     entities.setdefault("task", "unknown")
     ordered: dict[str, str] = {key: entities[key] for key in ("sub", "ses", "task", "run") if key in entities}
     return "_".join(f"{key}-{label}" for key, label in ordered.items()), ordered
+
+
+def _metadata(inputs: object) -> Mapping[str, Any]:
+    """Metadata of the BOLD input, else of the first one, as far as they are what they should be."""
+    entries = [entry for entry in inputs if isinstance(entry, dict)] if isinstance(inputs, list) else []
+    named = [entry for entry in entries if isinstance(entry.get("keys"), list) and "bold" in entry["keys"]]
+    meta = [*named, *entries, {}][0].get("meta")
+    return meta if isinstance(meta, dict) else {}
 
 
 def _label(value: object) -> str:
@@ -150,6 +159,8 @@ def _write_sidecar(config: Mapping[str, Any], entities: Mapping[str, str], path:
             known = json.loads(beside.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ConfigUnreadable(f"cannot be read as JSON: {error}", file=beside) from None
+    if not isinstance(known, dict):
+        raise ConfigUnreadable("is no JSON object", file=beside, remedy="Mend it, or leave it out of the inputs")
     kept = {key: known[key] for key in ("RepetitionTime", "StartTime", "SkullStripped") if key in known}
     path.write_text(json.dumps({"TaskName": entities["task"], **kept}), encoding="utf-8")
 
