@@ -16,7 +16,8 @@ from neurostorm_bids import cli, demo, environment, models_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EXECUTED = ("tutorial.md", "howto.md")  # in this order, in one folder
+GUIDES = ("tutorial.md", "howto.md")  # executed in this order, in one folder
+EXECUTED = (*GUIDES, "models.md", "api.md")
 # <!-- runs --> or <!-- needs: ... --> before a block; group 2 is the language, group 3 the text
 BLOCK = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?```(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 PROGRAMS = {"neurostorm": cli.main, "neurostorm-models": models_cli.main, "neurostorm-demo": demo.main}
@@ -48,10 +49,43 @@ def one_core(monkeypatch):
     monkeypatch.setattr(environment, "cores", lambda: 1)
 
 
-@pytest.mark.parametrize("name", EXECUTED)
+@pytest.mark.parametrize("name", GUIDES)
 def test_every_block_of_a_guide_runs_or_says_what_it_needs(name: str):
     for mark, language, text in blocks(ROOT / "docs" / name):
         assert mark == "runs" or mark.startswith("needs: "), f"{name}: unmarked {language} block: {text[:60]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_commands_runs_or_says_what_it_needs(page: Path):
+    known = (
+        *PROGRAMS,
+        "python",
+        "docker",
+        "apptainer",
+        "bosh",
+        "export",
+        "pip",
+        "datalad",
+        "babs",
+        "sbatch",
+        ".ci/run",
+    )
+    for mark, language, text in blocks(page):
+        ours = language in ("", "bash") and any(words[0] in known for words in commands_of(text))
+        if ours or language == "python":
+            assert mark == "runs" or mark.startswith("needs: "), f"{page.name}: unmarked: {text[:60]}"
+            assert mark != "runs" or page.name in EXECUTED, f"{page.name} is not executed"
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Lines as words, whatever they are."""
+    return [words for line in text.replace("\\\n", " ").splitlines() if (words := line.split())]
+
+
+def test_what_is_shown_of_models_runs_as_it_stands(capfd):
+    execute(ROOT / "docs" / "api.md")
+    execute(ROOT / "docs" / "models.md")
+    assert "Trained on simulated data" in capfd.readouterr().out
 
 
 def test_the_tutorial_runs_as_it_stands(place: Path, monkeypatch, capfd):
