@@ -36,7 +36,7 @@ from neurostorm_bids.inputs.runs import BoldRun, Source
 from neurostorm_bids.model import Model
 from neurostorm_bids.outputs import desc_label, is_complete, outputs_complete, read_sidecar
 from neurostorm_bids.outputs.dataset import write_descriptions
-from neurostorm_bids.outputs.maps import MapRecord, MapRow, map_files, write_map
+from neurostorm_bids.outputs.maps import MapRecord, map_files, write_map
 from neurostorm_bids.outputs.sidecars import UNTRAINED, bids_uri
 from neurostorm_bids.prepare import PreparedRun, prepare_run
 from neurostorm_bids.process import ModelRequest, failure_of, model_record, run_record
@@ -264,7 +264,7 @@ def map_run(prepared: PreparedRun, job: MapJob, sources: Sequence[Source], setti
         resume_key=job.key,
         warnings=(*record.warnings, *_faults(entry)),
     )
-    write_map(settings.output_dir, made, mean.values, _rows(mean.values, brain, parcels, model))
+    write_map(settings.output_dir, made, mean.values, shares_of(mean.values, brain, parcels, model.grid))
 
 
 def _explained(
@@ -287,23 +287,6 @@ def _clips(prepared: PreparedRun) -> Iterator[Tensor]:
     buffer = np.empty((1, *prepared.spec.grid.shape, prepared.spec.clip_frames), np.float32)
     for clip in prepared.clips([buffer]):
         yield torch.from_numpy(clip.data[None])
-
-
-def _rows(values: np.ndarray, brain: np.ndarray, parcels: Parcels, model: Model) -> list[MapRow]:
-    return [
-        MapRow(
-            level=share.level,
-            name=share.name,
-            network=share.network,
-            n_voxels=share.n_voxels,
-            centre_mm=share.centre_mm,
-            attribution=share.attribution,
-            mass=share.mass,
-            volume=share.volume,
-            enrichment=share.enrichment,
-        )
-        for share in shares_of(values, brain, parcels, model.grid)
-    ]
 
 
 def _label_in_words(job: MapJob) -> str:
@@ -421,4 +404,4 @@ def _average(participant: str, of_runs: Sequence[tuple[Path, MapJob]], settings:
         resume_key=key,
         warnings=tuple(_faults(entry)),
     )
-    write_map(settings.output_dir, record, values, _rows(values, values != 0, parcels, model))
+    write_map(settings.output_dir, record, values, shares_of(values, values != 0, parcels, model.grid))

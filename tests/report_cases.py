@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neurostorm_bids.attribution import Share
 from neurostorm_bids.clips import RunStatistics
 from neurostorm_bids.clips.timing import Timing
 from neurostorm_bids.clips.windows import plan_windows
@@ -23,7 +24,7 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
-from neurostorm_bids.outputs.maps import MapRecord, MapRow, write_map
+from neurostorm_bids.outputs.maps import MapRecord, write_map
 from neurostorm_bids.report.carpet import Carpet
 from neurostorm_bids.report.figures import carpet_figure, motion_and_clips, placement, write_figures
 from neurostorm_bids.report.results import COMMAND
@@ -119,8 +120,8 @@ def write_maps(output_dir: Path, entities: dict[str, str], text: str) -> None:
                        model=ModelRecord(name="base", hash="f00d", trained=True, resume_key="key", backend="cpu"),
                        attribution=entry, resume_key="key")  # fmt: skip
     rows = [
-        MapRow(level=level, name=f"{name}{text}", network=None, n_voxels=9, centre_mm=(0.0, 0.0, 0.0), attribution=1.0,
-               mass=mass, volume=0.2, enrichment=mass / 0.2)
+        Share(level=level, name=f"{name}{text}", network=None, n_voxels=9, centre_mm=(0.0, 0.0, 0.0), attribution=1.0,
+              mass=mass, volume=0.2)
         for level, name, mass in (("network", "Visual", 0.7), ("network", "Default", 0.1), ("parcel", "p1", 0.4))
     ]  # fmt: skip
     write_map(output_dir, record, np.zeros(GRID.shape), rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neurostorm_bids.attribution.summary import Share
 from neurostorm_bids.outputs.atomic import replacing, sha256, write_json, write_text
 from neurostorm_bids.outputs.names import run_file, sidecar_of
 from neurostorm_bids.outputs.nifti import write_nifti_gz
@@ -51,21 +52,6 @@ class MapRecord:
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MapRow:
-    """A network or parcel of the table; see the columns' descriptions."""
-
-    level: str
-    name: str
-    network: str | None
-    n_voxels: int
-    centre_mm: tuple[float, float, float]
-    attribution: float
-    mass: float
-    volume: float
-    enrichment: float | None
-
-
 def map_files(output_dir: Path, entities: Mapping[str, str], template: str, desc: str) -> tuple[Path, Path]:
     """Image and table of a map; nothing needs to exist yet."""
     image, table = (
@@ -75,7 +61,7 @@ def map_files(output_dir: Path, entities: Mapping[str, str], template: str, desc
     return image, table
 
 
-def write_map(output_dir: Path, record: MapRecord, values: np.ndarray, rows: Sequence[MapRow]) -> tuple[Path, Path]:
+def write_map(output_dir: Path, record: MapRecord, values: np.ndarray, rows: Sequence[Share]) -> tuple[Path, Path]:
     """Write a map, its table, and last their sidecars, which make them complete.
 
     Parameters
@@ -111,7 +97,7 @@ def _sidecar(record: MapRecord, path: Path, description: str, columns: Sequence[
     }
 
 
-def _columns(rows: Sequence[MapRow], unit: str) -> list[Column]:
+def _columns(rows: Sequence[Share], unit: str) -> list[Column]:
     return [
         Column("level", [row.level for row in rows], "What the row is.", levels=LEVELS),
         Column("name", [row.name for row in rows], "Name of the network or parcel."),
