@@ -1,0 +1,1 @@
+"""Campaigns for reliability and security; see __main__.py and docs/reliability.md."""
