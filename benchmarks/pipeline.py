@@ -32,7 +32,7 @@ from benchmarks._figures import HEADER, Figure, busy_elsewhere_s, machine, peak_
 
 TEMPLATE, T_R_S = "MNI152NLin6Asym", 2.0
 TIMED, LONGEST = 200, 1200  # volumes
-IMPORTED = ("torch", "pandas", "nibabel", "nipype", "bids", "nilearn.datasets")
+IMPORTED = ("torch", "pandas", "nibabel", "nipype", "networkx", "bids")
 IMPORTED += ("neurostorm_bids.participant", "neurostorm_bids.process", "neurostorm_bids.model")
 SAMPLE_S = 0.05
 

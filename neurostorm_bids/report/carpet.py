@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from neurostorm_bids.space.grid import Grid, apply_affine
+from neurostorm_bids.space.grid import Grid
+from neurostorm_bids.space.template import icbm152
 
 MOST_COLUMNS = 1000  # volumes are averaged beyond
 ROWS = {"grey matter": 120, "white matter": 60, "other": 40}
@@ -71,14 +72,7 @@ def _spaced(voxels: np.ndarray, most: int) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _tissue(grid: Grid) -> np.ndarray:
     """Tissue of each voxel by nilearn's bundled ICBM152 maps, a number into ``ROWS``.  # (X, Y, Z) int8"""
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
-
     tissue = np.full(grid.shape, 2, np.int8)
-    for number, image in ((0, load_mni152_gm_template(resolution=1)), (1, load_mni152_wm_template(resolution=1))):
-        share = np.asarray(image.dataobj)
-        places = np.rint(apply_affine(np.linalg.inv(image.affine), grid.points())).astype(int)  # (v, 3)
-        inside = ((places >= 0) & (places < share.shape)).all(axis=1)
-        likely = np.zeros(len(places), bool)
-        likely[inside] = share[tuple(places[inside].T)] > 0.5 * share.max()
-        tissue[likely.reshape(grid.shape)] = number
+    tissue[icbm152("gm").on(grid, "nearest") > 0.5] = 0
+    tissue[icbm152("wm").on(grid, "nearest") > 0.5] = 1
     return tissue

@@ -13,7 +13,7 @@ import numpy as np
 
 from neurostorm_bids.errors import CoverageTooLow
 from neurostorm_bids.space.grid import Grid
-from neurostorm_bids.space.resample import weight_matrix
+from neurostorm_bids.space.resample import sampler_in_space
 from neurostorm_bids.space.series import GridSeries
 from neurostorm_bids.space.template import template_brain
 
@@ -80,17 +80,18 @@ class Tally:
 
     def __init__(self, series: GridSeries) -> None:
         self._shape = series.grid.shape
-        region = template_brain(series.grid).region | series.brain
-        self._voxels = np.flatnonzero(region)
-        self._brain = np.flatnonzero(series.brain.ravel()[self._voxels])  # places among _voxels
+        brain = np.flatnonzero(series.brain)
+        around = np.flatnonzero(template_brain(series.grid).region & ~series.brain)
+        self._voxels = np.concatenate([brain, around])  # the brain first, so that it is a slice
+        self._brain = slice(0, len(brain))
         self._first: np.ndarray | None = None
         self._sum = np.zeros(len(self._voxels))
-        self._square = np.zeros(len(self._brain))
+        self._square = np.zeros(len(brain))
         self.n_volumes = 0
 
     def add(self, volume: np.ndarray) -> None:
         """Count one volume.  # (X, Y, Z)"""
-        values = volume.ravel()[self._voxels]
+        values = volume.ravel().take(self._voxels)
         if self._first is None:
             self._first = values
         deviation = values - self._first  # around the first volume: a large mean costs no digits
@@ -174,9 +175,8 @@ def _correlation(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float | Non
 
 
 def _asymmetry(mean: np.ndarray, brain: np.ndarray, grid: Grid) -> float | None:
-    mirrored = grid.points() * [-1, 1, 1]
-    mirror = weight_matrix(grid, mirrored, "nearest")
-    other_side = (mirror @ mean.ravel(order="F")).reshape(grid.shape)
-    brain_too = (mirror @ brain.ravel(order="F").astype(np.float32)).reshape(grid.shape) > 0
+    mirrored = Grid.of(grid.shape, np.diag([-1.0, 1, 1, 1]) @ grid.matrix, grid.template)
+    mirror = sampler_in_space(grid, mirrored, "nearest")
+    other_side, brain_too = mirror(mean), mirror(brain) > 0
     correlation = _correlation(mean, other_side, brain & brain_too)
     return None if correlation is None else 1 - correlation

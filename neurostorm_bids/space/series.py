@@ -17,7 +17,7 @@ from neurostorm_bids.space.grid import Grid, same_voxels
 from neurostorm_bids.space.header import judged_affine, judged_t_r_s
 from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
 from neurostorm_bids.space.nifti import NiftiFile, open_nifti, open_series
-from neurostorm_bids.space.resample import Sampler, sampler
+from neurostorm_bids.space.resample import Sampler, sampler, sampler_in_space
 from neurostorm_bids.space.routes import PARTICIPANT_SPACES, Route
 from neurostorm_bids.space.transforms import points_through
 
@@ -84,7 +84,11 @@ class GridSeries:
         ConstantSeries
             After the last volume.
         """
-        for image in ahead(self.images(start)):
+        # reading, resampling and what the caller does go on side by side
+        yield from ahead(self._on_grid(ahead(self.images(start))))
+
+    def _on_grid(self, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for image in images:
             on_grid = self._resample(image)
             for observe in self._observers:
                 observe(on_grid)
@@ -141,6 +145,8 @@ class GridSeries:
         return self._resample if same else self._sampled_by(kernel)
 
     def _sampled_by(self, kernel: Interpolation) -> Sampler:
+        if not self.route.files:
+            return sampler_in_space(self.route.geometry, self.grid, kernel, threads=self._threads)
         files = self.route.files[::-1]  # points move against the images
         points = points_through(self.grid, files, self._cache_dir, moving=self.route.geometry)
         return sampler(self.route.geometry, self.grid, points, kernel, threads=self._threads)

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
 
-import nibabel
 import numpy as np
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import distance_transform_edt
 
+from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid
-from neurostorm_bids.space.resample import sampler
+from neurostorm_bids.space.nifti import open_nifti
+from neurostorm_bids.space.resample import sampler_in_space
 
 SURROUND_MM = 12.0  # how far the region of comparison reaches beyond the brain
+BRAIN_ABOVE = 0.2  # of the T1w's largest value, as nilearn's mask has it
+FILE_ENDS = "_tal_nlin_sym_09a_converted.nii.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,23 +47,43 @@ class TemplateBrain:
 @lru_cache(maxsize=2)
 def template_brain(grid: Grid) -> TemplateBrain:
     """The template on a grid of any adult MNI space; read from nilearn's own files, no network."""
-    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
-
-    brain = _on(grid, load_mni152_brain_mask(resolution=1), "nearest") > 0
-    ball = _ball(SURROUND_MM / grid.zooms)
-    return TemplateBrain(
-        _on(grid, load_mni152_template(resolution=1), "linear"), brain, binary_dilation(brain, structure=ball)
-    )
+    t1 = icbm152("t1")
+    brain = t1.on(grid, "nearest") > BRAIN_ABOVE
+    near = distance_transform_edt(~brain, sampling=grid.zooms) <= SURROUND_MM
+    return TemplateBrain(t1.on(grid, "linear"), brain, near)
 
 
-def _on(grid: Grid, image: nibabel.Nifti1Image, kernel: str) -> np.ndarray:
-    geometry = Grid.of(image.shape[:3], image.affine, grid.template)
-    voxels = np.asarray(image.dataobj, dtype=np.float32)
-    return sampler(geometry, grid, grid.points(), kernel)(voxels)
+@dataclass(frozen=True, eq=False)
+class Map:
+    """An ICBM152 2009 map of 1 mm, its largest value 1.  # (x, y, z) float32"""
+
+    geometry: Grid
+    voxels: np.ndarray
+
+    def on(self, grid: Grid, kernel: Interpolation) -> np.ndarray:
+        """The map on a grid; 0 outside.  # (X, Y, Z) float32"""
+        return sampler_in_space(self.geometry, grid, kernel)(self.voxels)
 
 
-def _ball(radii: np.ndarray) -> np.ndarray:
-    """An ellipsoid of the given radii in voxels."""
-    reach = np.ceil(radii).astype(int)
-    offsets = np.indices(2 * reach + 1).T - reach
-    return ((offsets / radii) ** 2).sum(axis=-1).T <= 1
+def icbm152(tissue: Literal["t1", "gm", "wm"]) -> Map:
+    """One of nilearn's bundled maps of ICBM152 2009: the skull-stripped T1w, or the share of grey or white matter."""
+    voxels, affine = _bundled(tissue)
+    return Map(Grid.of(voxels.shape, affine, "MNI152NLin2009Sym"), voxels / voxels.max())
+
+
+def _bundled(tissue: str) -> tuple[np.ndarray, np.ndarray]:
+    """A map as nilearn stores it, without importing nilearn, which takes longer than all else that is done with it.
+
+    Where the file has another name, nilearn is asked for it.
+    """
+    package = find_spec("nilearn")
+    folders = package.submodule_search_locations if package else None
+    path = Path(next(iter(folders or ["."]))) / "datasets" / "data" / f"mni_icbm152_{tissue}{FILE_ENDS}"
+    if path.exists():
+        image = open_nifti(path)
+        return next(image.volumes()), image.header.get_best_affine()
+    from nilearn import datasets
+
+    load = {"t1": datasets.load_mni152_template, "gm": datasets.load_mni152_gm_template}
+    shown = load.get(tissue, datasets.load_mni152_wm_template)(resolution=1)
+    return np.asarray(shown.dataobj, dtype=np.float32), shown.affine
