@@ -24,7 +24,7 @@ class BuildKernels(build_ext):
         try:
             self._link(ext, self._compile())
         except Exception as error:  # whatever a compiler does: torch serves without it
-            print(f"neurostorm: CPU kernels not compiled ({error}); torch computes instead, about 20 times slower")
+            print(f"neurostorm: CPU kernels not compiled ({error}); torch computes instead, about 5 times slower")
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"  # no Python ABI in it, so no ABI in its name

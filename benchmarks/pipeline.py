@@ -5,7 +5,7 @@
 Runs of 91 x 109 x 91 voxels at TR 2 s are written as .nii.gz with a mask and confounds; a full-size model with random
 weights embeds them through the program's own command. Each call is a process of its own that says how long imports
 took, how long the command took beyond them, and how much of that the model computed. Peak memory is the larger of
-VmHWM of that process and of the largest sum of resident sizes over it and its children, looked at twenty times a
+VmHWM of that process and of the largest sum of resident sizes over it and its children, looked at four times a
 second. Exit code 1 where an aim is missed.
 """
 
@@ -34,7 +34,7 @@ TEMPLATE, T_R_S = "MNI152NLin6Asym", 2.0
 TIMED, LONGEST = 200, 1200  # volumes
 IMPORTED = ("torch", "pandas", "nibabel", "nipype", "networkx", "bids")
 IMPORTED += ("neurostorm_bids.participant", "neurostorm_bids.process", "neurostorm_bids.model")
-SAMPLE_S = 0.05
+SAMPLE_S = 0.25  # a look at the processes takes milliseconds of a processor
 
 
 # --- what is processed ----------------------------------------------------------------------------------------------

@@ -36,3 +36,21 @@ def test_threads_share_one_heap_unless_the_user_says_otherwise(stated: dict[str,
     )
 
     assert (found.stdout.count("<heap nr") == 1) == one
+
+
+def test_freed_memory_is_kept_for_what_comes_next_unless_the_user_says_otherwise():
+    code = (
+        "import resource, numpy as np; from neurostorm_bids.environment import share_one_heap; share_one_heap()\n"
+        "np.ones(4_000_000, np.float32); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): np.ones(4_000_000, np.float32)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the C library is not glibc")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    stated = clean | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "4096"}
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+        for env in (clean, stated)
+    ]
+    assert faults[0] < 200 < faults[1]

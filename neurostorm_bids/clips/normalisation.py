@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neurostorm_bids.clips.compiled import FRAME_BLOCK, Parts, frame_kernels
 from neurostorm_bids.clips.series import BLOCK, LiveVolumes, VolumeSeries, blocks, weighted_sum
 from neurostorm_bids.clips.statistics import RunStatistics
 from neurostorm_bids.clips.timing import FrameWeights
@@ -111,24 +112,32 @@ class _ClipWriter:
         self._voxels = live.voxels
         self._mean, self._std = np.float32(statistics.mean), np.float32(statistics.std)
         self._background = statistics.background
-        self._frames = np.empty((clip_frames, BLOCK), np.float32)
-        self._spare = np.empty(BLOCK, np.float32)
+        self._clip_frames = clip_frames
+        self._scratch = np.empty((clip_frames, FRAME_BLOCK), np.float32)
 
     def blank(self, shape: tuple[int, ...], buffer: np.ndarray | None) -> np.ndarray:
-        expected = (1, *shape, len(self._frames))
+        expected = (1, *shape, self._clip_frames)
         data = np.empty(expected, np.float32) if buffer is None else buffer
         if data.shape != expected or data.dtype != np.float32 or not data.flags.c_contiguous:
             raise ValueError(f"a clip buffer must be contiguous float32 {expected}, not {data.dtype} {data.shape}")
         data.fill(self._background)
         return data
 
-    def write(self, parts: list[list[tuple[np.ndarray, np.float32]]], data: np.ndarray) -> None:
+    def write(self, parts: Parts, data: np.ndarray) -> None:
+        kernels = frame_kernels()
+        if kernels is None:
+            self._write_by_blocks(parts, data)
+        else:
+            kernels.write(parts, self._voxels, self._mean, self._std, self._scratch, data)
+
+    def _write_by_blocks(self, parts: Parts, data: np.ndarray) -> None:
         rows = data.reshape(-1, len(parts))  # (voxels of the grid, t)
+        values, spare = np.empty((len(parts), BLOCK), np.float32), np.empty(BLOCK, np.float32)
         for block in blocks(self._voxels.size):
             n = block.stop - block.start
-            frames = self._frames[:, :n]
+            frames = values[:, :n]
             for place, part in enumerate(parts):
-                weighted_sum(part, block, frames[place], self._spare[:n])
+                weighted_sum(part, block, frames[place], spare[:n])
             np.maximum(frames, 0, out=frames)
             frames -= self._mean
             frames /= self._std

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -124,7 +124,9 @@ class LiveVolumes:
         return parts
 
 
-def weighted_sum(parts: list[tuple[np.ndarray, np.float32]], block: slice, out: np.ndarray, spare: np.ndarray) -> None:
+def weighted_sum(
+    parts: Sequence[tuple[np.ndarray, np.float32]], block: slice, out: np.ndarray, spare: np.ndarray
+) -> None:
     """A block of one frame: the weighted sum of its volumes, in float32, in their order."""
     np.multiply(parts[0][0][block], parts[0][1], out=out)
     for values, weight in parts[1:]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from neurostorm_bids.clips.compiled import Parts, frame_kernels
 from neurostorm_bids.clips.intensity import hcp_gain
 from neurostorm_bids.clips.series import (
     BLOCK,
@@ -124,7 +125,26 @@ class _Sums:
         self.minimum = np.full(n_voxels, np.inf, np.float32)
         self.n_negative = 0
 
-    def add(self, block: slice, frame: np.ndarray, spare: np.ndarray) -> None:
+    def add_frames(self, parts: Parts, *, begins: bool) -> None:
+        """Add successive frames; those that begin the run give each voxel what it is counted from."""
+        kernels = frame_kernels()
+        if kernels is None:
+            self._add_by_blocks(parts, begins)
+            return
+        sums = (self.minimum, self.first, self.deviation, self.square)
+        self.n_negative += kernels.add(parts, begins, *sums)
+
+    def _add_by_blocks(self, parts: Parts, begins: bool) -> None:
+        frame, product, spare = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK)
+        for block in blocks(self.first.size):
+            n = block.stop - block.start
+            for number, part in enumerate(parts):
+                weighted_sum(part, block, frame[:n], product[:n])
+                if begins and number == 0:
+                    self.first[block] = np.maximum(frame[:n], 0)
+                self._add(block, frame[:n], spare[:n])
+
+    def _add(self, block: slice, frame: np.ndarray, spare: np.ndarray) -> None:
         np.minimum(self.minimum[block], frame, out=self.minimum[block])
         if frame.min() < 0:
             self.n_negative += int(np.count_nonzero(frame < 0))
@@ -140,18 +160,10 @@ def _sum_up(series: VolumeSeries, timing: Timing) -> _Sums:
     frames = timing.frames
     live = LiveVolumes(series, timing.n_dummies, longest_span(frames, GROUP, GROUP), check=True)
     sums = _Sums(live.voxels.size)
-    frame, product, spare = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK)
     for start in range(0, timing.n_frames, GROUP):
         members = range(start, min(start + GROUP, timing.n_frames))
         live.advance_to(int(frames.volumes[members].max()))
-        parts = [live.of_frame(frames, member) for member in members]
-        for block in blocks(live.voxels.size):
-            n = block.stop - block.start
-            for member in members:
-                weighted_sum(parts[member - start], block, frame[:n], product[:n])
-                if member == 0:
-                    sums.first[block] = np.maximum(frame[:n], 0)
-                sums.add(block, frame[:n], spare[:n])
+        sums.add_frames([live.of_frame(frames, member) for member in members], begins=start == 0)
     live.finish()
     return sums
 

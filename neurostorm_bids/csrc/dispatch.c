@@ -36,6 +36,16 @@ const ns_kernels *ns_kernels_for(const char *isa)
     return NULL;
 }
 
+void ns_write_frames(const ns_frames *frames, const int64_t *voxels, float mean, float sd, float *scratch, float *clip)
+{
+    ns_kernels_for(NULL)->write_frames(frames, voxels, mean, sd, scratch, clip);
+}
+
+int64_t ns_sum_frames(const ns_frames *frames, int begins, float *minimum, double *first, double *deviation, double *square)
+{
+    return ns_kernels_for(NULL)->sum_frames(frames, begins, minimum, first, deviation, square);
+}
+
 uint64_t ns_fingerprint(const float *const *tensors, const int64_t *sizes, int32_t count)
 {
     uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a over 32-bit words */

@@ -190,4 +190,14 @@ static int merge(const ns_linear *linear, int32_t clips, const int32_t *grid, co
     return atomic_load(&job.failed) ? -1 : 0;
 }
 
+/* Layers one after the other, without going back to the caller: it may have to wait for its interpreter after each. */
+static int run_steps(const ns_step *steps, int32_t count, int32_t threads)
+{
+    int status = 0;
+    for (const ns_step *s = steps; s < steps + count && !status; s++)
+        status = s->block ? block_forward(s->block, &s->windows, s->tokens, threads)
+                          : merge(s->merging, s->windows.clips, s->windows.grid, s->tokens, s->place, s->time, s->merged, threads);
+    return status;
+}
+
 #endif

@@ -1,5 +1,6 @@
 /* All kernels for the instruction set that this file is compiled for; setup.py compiles it once for each. */
 #include "embed.h"
+#include "frames.h"
 #include "recurrence.h"
 
 #ifndef NS_ISA
@@ -19,7 +20,10 @@ const ns_kernels NAME(NS_ISA) = {
     .linear_free = linear_free,
     .patch_embed = patch_embed,
     .merge = merge,
+    .run_steps = run_steps,
     .scan_forward = scan_forward,
     .scan_backward = scan_backward,
+    .write_frames = write_frames,
+    .sum_frames = sum_frames,
     .exponential = exponential,
 };

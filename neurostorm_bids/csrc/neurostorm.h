@@ -48,6 +48,15 @@ typedef struct {
 typedef struct ns_block ns_block;
 typedef struct ns_linear ns_linear;
 
+/* One layer of an encoder: a block on the tokens in place, or (block NULL) a merging of them into `merged`. */
+typedef struct {
+    const ns_block *block;
+    const ns_linear *merging;
+    ns_windows windows;       /* of the block; of a merging, clips and grid */
+    const float *place, *time; /* embeddings that the merging adds */
+    float *tokens, *merged;
+} ns_step;
+
 /* (b, l, d) u, delta and z, (b, l, n) b and c, (d, n) a, (d) skip and delta_bias; z and delta_bias may be NULL; writes y */
 typedef struct {
     int32_t batch, length, channels, states;
@@ -61,6 +70,14 @@ typedef struct {
     float *grad_u, *grad_delta, *grad_a, *grad_b, *grad_c, *grad_skip, *grad_z, *grad_delta_bias;
 } ns_scan_gradients;
 
+/* Frames of a run: frame t is the sum over its volumes of weight times volume, a NULL ends the list. */
+typedef struct {
+    int32_t frames, width;       /* width: most volumes of a frame */
+    int64_t n_voxels;            /* of the foreground */
+    const float *const *volumes; /* (frames, width), each (n_voxels) */
+    const float *weights;        /* (frames, width) */
+} ns_frames;
+
 /* One table of functions an instruction set. */
 typedef struct {
     const char *isa;
@@ -73,8 +90,11 @@ typedef struct {
                        const float *time, float *tokens, int32_t threads);
     int (*merge)(const ns_linear *linear, const int32_t clips, const int32_t *grid, const float *tokens, const float *place,
                  const float *time, float *merged, int32_t threads);
+    int (*run_steps)(const ns_step *steps, int32_t count, int32_t threads);
     int (*scan_forward)(const ns_scan *scan, int32_t threads);
     int (*scan_backward)(const ns_scan *scan, const ns_scan_gradients *gradients, int32_t threads);
+    void (*write_frames)(const ns_frames *frames, const int64_t *voxels, float mean, float sd, float *scratch, float *clip);
+    int64_t (*sum_frames)(const ns_frames *frames, int begins, float *minimum, double *first, double *deviation, double *square);
     void (*exponential)(int64_t n, float *x); /* in place, on one thread, n a multiple of 16; for measuring */
 } ns_kernels;
 
@@ -84,5 +104,13 @@ NS_EXPORT const ns_kernels *ns_kernels_for(const char *isa);
 
 /* A hash of up to 64 values spread over each tensor: shows that weights were changed behind torch's version counters. */
 NS_EXPORT uint64_t ns_fingerprint(const float *const *tensors, const int64_t *sizes, int32_t count);
+
+/* z = (max(x, 0) - mean) / sd of frames, written to the rows `voxels` of a clip (voxels of the grid, frames). `scratch` holds
+ * 256 floats a frame. */
+NS_EXPORT void ns_write_frames(const ns_frames *frames, const int64_t *voxels, float mean, float sd, float *scratch, float *clip);
+
+/* Adds frames to the sums of each voxel around its first frame, which is taken from them where they begin a run; values below 0
+ * count as 0 but in the minimum. Returns how many there were. */
+NS_EXPORT int64_t ns_sum_frames(const ns_frames *frames, int begins, float *minimum, double *first, double *deviation, double *square);
 
 #endif

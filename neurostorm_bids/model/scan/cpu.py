@@ -27,6 +27,7 @@ from neurostorm_bids.model.scan.cpu_library import (
     Patches,
     ScanArguments,
     ScanGradients,
+    Step,
     Windows,
     default_isa,
     fingerprint,
@@ -122,8 +123,10 @@ class _PackedEncoder:
     def run(self, clips: Tensor) -> Tensor:
         """(n, ch, X, Y, Z, T) -> (n, c, x, y, z, t)"""
         tokens = self._embed_patches(clips)  # (n, x, y, z, t, c)
+        steps: list[Step] = []
         for stage, embeddings in zip(self._stages, [*self._embeddings[1:], None], strict=True):
-            tokens = stage.run(tokens, embeddings)
+            tokens = stage.add_steps(steps, tokens, embeddings)
+        self._kernels.run_steps(steps)
         # numpy copies on one thread: after a parallel copy torch's threads would spin on beside the next clip
         return torch.from_numpy(np.moveaxis(tokens.numpy(), -1, 1).copy(order="C"))
 
@@ -158,7 +161,7 @@ class _PackedStage:
     """The blocks of a stage and the merging behind them, which also adds the embeddings of the next stage, packed."""
 
     def __init__(self, kernels: Kernels, stage: Stage, workspace: _Workspace) -> None:
-        self._kernels, self._workspace = kernels, workspace
+        self._workspace = workspace
         self._blocks = [(block.layout, _pack_block(kernels, block)) for block in stage.blocks]
         self._merging: Packed | None = None
         if stage.downsample is not None:
@@ -166,16 +169,21 @@ class _PackedStage:
             self._merging = kernels.pack_linear(_linear_weights(reduction, stage.downsample.norm))
             self._channels = reduction.out_features
 
-    def run(self, tokens: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(n, x, y, z, t, c) -> (n, x / 2, y / 2, z / 2, t, c_out), or in the last stage the same; overwrites tokens"""
+    def add_steps(self, steps: list[Step], tokens: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Add what this stage does to tokens, which it overwrites; returns where its result will be.
+
+        # (n, x, y, z, t, c) -> (n, x / 2, y / 2, z / 2, t, c_out), or in the last stage the same
+        """
         n, *grid, _ = tokens.shape
         for layout, packed in self._blocks:
-            self._kernels.block_forward(packed, _windows(layout(tuple(grid)), n), tokens)
+            steps.append(Step(block=packed, windows=_windows(layout(tuple(grid)), n), tokens=tokens))
         if self._merging is None or embeddings is None:
             return tokens
         halved = [(size + 1) // 2 for size in grid[:3]]
         merged = self._workspace.tensor(self, (n, *halved, grid[3], self._channels))
-        self._kernels.merge(self._merging, tokens, *embeddings, merged)
+        place, time = embeddings
+        here = Windows(clips=n, grid=tuple(grid))
+        steps.append(Step(merging=self._merging, windows=here, place=place, time=time, tokens=tokens, merged=merged))
         return merged
 
 

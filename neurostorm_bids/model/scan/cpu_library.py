@@ -8,29 +8,30 @@ import weakref
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from neurostorm_bids.library import kernel_library
+
 ISA_VARIABLE = "NEUROSTORM_ISA"  # avx512, avx2 or baseline: takes that instruction set instead of the machine's best
 ISAS = ("avx512", "avx2", "baseline")
 BFLOAT16 = "avx512bf16"  # products of matrices rounded to bfloat16; taken by name only
-FOLDER = Path(__file__).resolve().parents[2]  # setup.py puts the library into the package's own folder
-PATTERN = "_kernels.*"
 
 _Size4 = c_int32 * 4
 
 
 class _Structure(ctypes.Structure):
-    """A C structure filled from keywords; tensors become pointers and stay alive with it."""
+    """A C structure filled from keywords; tensors and packed weights become pointers and stay alive with it."""
 
-    def __init__(self, **values: Tensor | tuple[int, ...] | int | None) -> None:
+    def __init__(self, **values: Tensor | Packed | ctypes.Structure | tuple[int, ...] | int | None) -> None:
         super().__init__()
-        self.tensors = [value for value in values.values() if isinstance(value, Tensor)]
+        self.owned = [value for value in values.values() if isinstance(value, Tensor | Packed)]
         for name, value in values.items():
             if isinstance(value, Tensor):
                 value = pointer(value)
+            elif isinstance(value, Packed):
+                value = value.handle
             setattr(self, name, _Size4(*value) if isinstance(value, tuple) else value)
 
 
@@ -70,6 +71,12 @@ class Patches(_Structure):
     _fields_ = (*_ints("clips channels"), ("image", _Size4), ("patch", _Size4))
 
 
+class Step(_Structure):
+    """ns_step"""
+
+    _fields_ = (*_pointers("block merging"), ("windows", Windows), *_pointers("place time tokens merged"))
+
+
 class ScanArguments(_Structure):
     """ns_scan"""
 
@@ -94,8 +101,14 @@ class _Functions(ctypes.Structure):
         ("linear_free", ctypes.CFUNCTYPE(None, c_void_p)),
         ("patch_embed", ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(Patches), *[c_void_p] * 4, c_int32)),
         ("merge", ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(_Size4), *[c_void_p] * 4, c_int32)),
+        ("run_steps", ctypes.CFUNCTYPE(c_int, POINTER(Step), c_int32, c_int32)),
         ("scan_forward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), c_int32)),
         ("scan_backward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), POINTER(ScanGradients), c_int32)),
+        (
+            "write_frames",
+            c_void_p,
+        ),  # these two are called through their own symbols, see neurostorm_bids.clips.compiled
+        ("sum_frames", c_void_p),
         ("exponential", ctypes.CFUNCTYPE(None, c_int64, c_void_p)),
     )
 
@@ -150,10 +163,9 @@ class Kernels:
         pointers = map(pointer, (clips, place, time, tokens))
         _check(self._functions.patch_embed(linear.handle, patches, *pointers, threads()))
 
-    def merge(self, linear: Packed, tokens: Tensor, place: Tensor, time: Tensor, merged: Tensor) -> None:
-        """Tokens (n, x, y, z, t, c) to half as many along x, y, z, with the embeddings of the next stage added."""
-        pointers = map(pointer, (tokens, place, time, merged))
-        _check(self._functions.merge(linear.handle, len(tokens), _Size4(*tokens.shape[1:5]), *pointers, threads()))
+    def run_steps(self, steps: Sequence[Step]) -> None:
+        """Layers one after the other, each on what the one before it wrote."""
+        _check(self._functions.run_steps((Step * len(steps))(*steps), len(steps), threads()))
 
     def scan_forward(self, arguments: ScanArguments) -> None:
         """The scan alone."""
@@ -170,10 +182,7 @@ class Kernels:
 
 @cache
 def _library() -> ctypes.CDLL:
-    paths = sorted(FOLDER.glob(PATTERN))
-    if not paths:
-        raise ImportError("the kernel was not compiled when neurostorm was installed: no C compiler was found")
-    library = ctypes.CDLL(str(paths[0]))
+    library = kernel_library()
     library.ns_kernels_for.argtypes, library.ns_kernels_for.restype = [c_char_p], POINTER(_Functions)
     library.ns_fingerprint.argtypes = [POINTER(c_void_p), POINTER(c_int64), c_int32]
     library.ns_fingerprint.restype = c_uint64
