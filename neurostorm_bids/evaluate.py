@@ -40,7 +40,8 @@ from neurostorm_bids.training.splits import Split, read_splits
 from neurostorm_bids.training.targets import Labels, read_labels
 
 SITE_COLUMNS = ("site", "site_id", "scanner", "acquisition_site", "center", "centre")
-DEMOGRAPHICS = ("age", "sex", "gender")
+SEX = frozenset({"sex", "gender"})
+DEMOGRAPHICS = SEX | {"age"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +191,11 @@ def evaluate_target(target: str, material: Material, settings: Settings) -> Eval
     summary = summarise(problem, outcomes, models, weights)
     calibrations = {name: calibrate(problem, each, folds) for name, each in outcomes.items() if each.inner}
     fixed = (settings.tuned,) if settings.tuned else ()
+    descriptions = {name: outcome.features.description for name, outcome in outcomes.items()}
     associated = {name: associations(problem, outcomes[name], nuisance) for name in models}
     said = [
         *confessed(findings),
-        *statements(problem, summary, models, fixed),
+        *statements(problem, summary, models, fixed, descriptions),
         *(line for name in models for line in on_confounds(name, associated[name])),
         *_on_age(problem, {name: calibrations[name] for name in models if name in calibrations}),
         *map(not_repeated, fixed),
@@ -325,7 +327,8 @@ def _features(
         from_images, warnings = image_features(rows, material, sorted(wanted), settings)
         found += from_images
     tables = {"nuisance": ("Motion, site, length, pipeline and route", nuisance)}
-    tables["demographics"] = ("Age and sex", _demographics(problem, rows, material))
+    demographics = _demographics(problem, rows, material)
+    tables["demographics"] = (" and ".join(map(str, demographics)).capitalize(), demographics)
     for name, (description, table) in tables.items():
         features = baselines.table_features(name, description, table) if name in settings.compare else None
         found += [] if features is None else [features]
@@ -365,11 +368,12 @@ def _joined(parts) -> str:
 
 
 def _demographics(problem: Problem, rows: Sequence[Row], material: Material) -> pd.DataFrame:
-    columns = [
-        name for name in material.participants if str(name).lower() in DEMOGRAPHICS and str(name) != problem.name
-    ]
-    table = {str(name): [material.column(str(name)).get(row.participant) for row in rows] for name in columns}
-    return pd.DataFrame(table) if table else pd.DataFrame(index=range(len(rows)))
+    """Columns of age and sex that differ between rows, without the target: not under another name for it either."""
+    itself = SEX if problem.name.lower() in SEX else {problem.name.lower()}
+    columns = [str(name) for name in material.participants if str(name).lower() in DEMOGRAPHICS - itself]
+    table = {name: [material.column(name).get(row.participant) for row in rows] for name in columns}
+    found = pd.DataFrame(table, index=range(len(rows)))
+    return found[[name for name in found if baselines.varies(found[name])]]
 
 
 def _site_column(material: Material, settings: Settings) -> str | None:

@@ -52,15 +52,11 @@ def tuned_outcome(
             "--tuned with a target of clips", expected="a target of participants or runs", remedy="Leave --tuned out"
         )
     cells = _by_row(read_tsv(path), rows)
-    n_columns = 1 if problem.kind == "regression" else len(problem.classes)
-    predicted = np.full((1, problem.n_rows, n_columns), np.nan)
-    reference = np.zeros((1, problem.n_rows))
-    shares = np.zeros((1, problem.n_rows, len(problem.classes)))
+    predicted = np.full((1, problem.n_rows, problem.n_predicted), np.nan)
+    reference, place = np.zeros_like(predicted), np.zeros((1, problem.n_rows), int)
     for number, fold in enumerate(folds):
-        centre = problem.values[fold.train].mean() if problem.kind == "regression" else number
-        reference[0, fold.test] = centre
-        if problem.kind == "classification":
-            shares[0, fold.test] = np.bincount(problem.values[fold.train], minlength=n_columns) / len(fold.train)
+        place[0, fold.test] = number
+        reference[0, fold.test] = _known_of_anybody(problem, problem.values[fold.train])
         for row in fold.test:
             if (found := cells.get((fold.name, row))) is not None:
                 predicted[0, row] = _numbers(found, problem, path)
@@ -72,7 +68,7 @@ def tuned_outcome(
     described = [(0, fold.name, float("nan"), len(fold.train), len(fold.test)) for fold in folds]
     outcome = Outcome(
         Features.fixed(str(settings.tuned), DESCRIPTION, np.zeros((problem.n_rows, 0))),
-        predicted, decided, reference, shares, {}, {}, described,
+        predicted, decided, place, reference, {}, {}, described,
     )  # fmt: skip
     outcome.permuted.update(_permuted(problem, outcome, _orders(problem, folds, settings)))
     outcome.refitted.update(_spread(problem, outcome, folds, weights))
@@ -112,6 +108,13 @@ def _by_row(table: Sequence[Cells], rows: Sequence[Row]) -> dict[tuple[str, int]
         for key in (cells.get("run"), cells.get("participant_id"))
         if key in places
     }
+
+
+def _known_of_anybody(problem: Problem, values: np.ndarray) -> np.ndarray:
+    """Mean, or share of each class.  # (n train,) -> (k,)"""
+    if problem.kind == "regression":
+        return values.mean(keepdims=True)
+    return np.bincount(values, minlength=len(problem.classes)) / len(values)
 
 
 def _numbers(cells: Cells, problem: Problem, path: Path) -> np.ndarray:

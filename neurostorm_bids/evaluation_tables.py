@@ -126,7 +126,7 @@ def fold_columns(found: Evaluation) -> list[Column]:
 def _fold_scores(found: Evaluation, outcome: Outcome, repeat: int, test: np.ndarray) -> dict[str, float]:
     weights = np.zeros((1, found.problem.n_rows))
     weights[0, test] = 1.0
-    said = (outcome.predicted[repeat], outcome.decided[repeat], outcome.reference[repeat], outcome.shares[repeat])
+    said = (outcome.predicted[repeat], outcome.decided[repeat], outcome.fold[repeat], outcome.reference[repeat])
     scores = scores_of(found.problem, *said, weights)
     return {name: float(values[0]) for name, values in scores.items()}
 

@@ -89,6 +89,10 @@ def test_a_telling_embedding_beside_what_it_is_compared_with(dataset: Path, tmp_
     said = capsys.readouterr().out
     assert "made: above chance (r2" in said
     assert "made against nuisance: motion, site and acquisition alone do not explain it" in said
+    # never what is not in it: the target itself is left out
+    assert "made against demographics: it does better than a prediction from sex alone" in said
+    assert "made against demographics: it does better than a prediction from age alone" in said
+    assert "age and sex" not in said
     for target, first in (("age", "r2"), ("sex", "balanced_accuracy")):
         folder = output / "evaluation" / target
         assert sorted(path.name for path in folder.iterdir()) == sorted(

@@ -20,6 +20,7 @@ from neurostorm_bids.evaluation.metrics import (
     classification_scores,
     confusion,
     midranks,
+    on_one_level,
     regression_scores,
 )
 from neurostorm_bids.evaluation.permutation import p_value, permutations
@@ -114,7 +115,23 @@ def test_rows_of_two_models_are_not_compared():
     assert classification_scores(y, probabilities, y, None, fold)["auroc"][0] == 1.0
     values, centre = np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.5, 3.5, 1.5, 1.5])
     assert regression_scores(values, centre)["pearson"][0] < 0  # the mean of the others is low where a fold is high
-    assert np.isnan(regression_scores(values, centre, None, centre)["pearson"][0])
+    assert np.isnan(regression_scores(values, centre, centre=centre)["pearson"][0])
+
+
+def test_a_bold_model_counts_no_more_than_a_timid_one():
+    """One model finds the reverse of what the other finds, and predicts ten times as far from the mean."""
+    y, fold = np.tile(np.arange(8.0), 2), np.repeat([0, 1], 8)
+    predicted = np.concatenate([-10 * (y[:8] - 3.5), y[8:] - 3.5])
+    assert regression_scores(y, predicted, centre=np.zeros(16))["pearson"][0] < -0.6
+    scores = regression_scores(y, predicted, None, fold, np.zeros(16))
+    assert scores["pearson"][0] == pytest.approx(0) and scores["spearman"][0] == pytest.approx(0)
+    assert np.array_equal(on_one_level(predicted, None), predicted)
+    assert (on_one_level(np.zeros(3), np.array([0, 0, 1])) == 0).all()  # a model that says the same of everybody
+    seconds = 1 / (1 + np.exp(-predicted))
+    probabilities, shares = np.stack([1 - seconds, seconds], axis=1), np.full((16, 2), 0.5)
+    classes = (y > 3.5).astype(int)
+    bold = classification_scores(classes, probabilities, classes, shares=shares)["auprc"][0]
+    assert bold < 0.5 < classification_scores(classes, probabilities, classes, None, fold, shares)["auprc"][0]
 
 
 def test_average_precision_does_not_suffer_from_folds_that_hold_more_of_a_class():

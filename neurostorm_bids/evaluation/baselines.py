@@ -67,8 +67,12 @@ def _measure(kind: str):
 
 
 def _tangent(covariances: list[np.ndarray]):
+    from threadpoolctl import threadpool_limits
+
     def of_fold(train: np.ndarray) -> np.ndarray:
-        return _measure("tangent").fit([covariances[row] for row in train]).transform(covariances)
+        # thousands of decompositions of small matrices: several threads would wait for one another most of the time
+        with threadpool_limits(limits=1, user_api="blas"):
+            return _measure("tangent").fit([covariances[row] for row in train]).transform(covariances)
 
     return of_fold
 
@@ -82,7 +86,7 @@ def table_features(name: str, description: str, table: pd.DataFrame) -> Features
     columns: list[np.ndarray] = []
     for column in table:
         values = table[column]
-        if values.nunique() < 2 and not 0 < values.isna().sum() < len(values):
+        if not varies(values):
             continue
         if pd.api.types.is_numeric_dtype(values):
             columns.append(values.to_numpy(float)[:, None])
@@ -90,6 +94,11 @@ def table_features(name: str, description: str, table: pd.DataFrame) -> Features
         else:
             columns.append(pd.get_dummies(values.astype(object), dummy_na=bool(values.isna().any())).to_numpy(float))
     return None if not columns else Features(name, description, _filled(np.concatenate(columns, axis=1)))
+
+
+def varies(values: pd.Series) -> bool:
+    """Whether rows differ in a column, or in having a value there."""
+    return values.nunique() > 1 or 0 < values.isna().sum() < len(values)
 
 
 def _filled(values: np.ndarray):

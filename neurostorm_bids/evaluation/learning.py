@@ -44,10 +44,10 @@ class Outcome:
         in no test fold (stated splits).
     decided : ndarray of shape (repeats, n), int
         Classification: the class decided for, at equal odds of the classes. Regression: zeros.
-    reference : ndarray of shape (repeats, n)
-        Regression: mean of the rows that the row's model was trained on. Classification: number of its fold.
-    shares : ndarray of shape (repeats, n, k)
-        Classification: share of each class among the rows that the row's model was trained on. Regression: k = 0.
+    fold : ndarray of shape (repeats, n), int
+        Number of the row's fold.
+    reference : ndarray of shape (repeats, n, k)
+        What the row's model would say of anybody: mean, or share of each class, of the rows that it was trained on.
     inner : dict of (repeat, fold) to ndarray of shape (training rows, columns)
         Predictions of training rows by models that did not see them.
     permuted : dict of metric to ndarray of shape (p,)
@@ -61,8 +61,8 @@ class Outcome:
     features: Features
     predicted: np.ndarray
     decided: np.ndarray
+    fold: np.ndarray
     reference: np.ndarray
-    shares: np.ndarray
     inner: dict[tuple[int, str], np.ndarray]
     permuted: Scores
     folds: list[tuple[int, str, float, int, int]] = field(default_factory=list)
@@ -115,7 +115,7 @@ def cross_validate(
             outcome.folds.append(row)
             progress(f"{features.name}: repeat {number + 1} of {len(repeats)}, fold {fold.name}")
         outcome.predicted[number], outcome.decided[number] = made.predicted[:, 0], made.decided[:, 0]
-        outcome.reference[number], outcome.shares[number] = made.reference[:, 0], made.shares[:, 0]
+        outcome.fold[number], outcome.reference[number] = made.fold, made.reference[:, 0]
         scores.append([made.scores(problem, i, values=values[:, i]) for i in range(1, values.shape[1])])
         if weights is not None and len(weights):
             again.append([anew.scores(problem, i, weights=w[None]) for i, w in enumerate(weights)])
@@ -130,16 +130,15 @@ class _Made:
 
     predicted: np.ndarray  # (n, p, k)
     decided: np.ndarray  # (n, p)
-    reference: np.ndarray  # (n, p)
-    shares: np.ndarray  # (n, p, classes)
+    fold: np.ndarray  # (n,)
+    reference: np.ndarray  # (n, p, k)
 
     @classmethod
     def empty(cls, problem: Problem, n_labellings: int) -> _Made:
-        n_columns = 1 if problem.kind == "regression" else len(problem.classes)
         shape = (problem.n_rows, n_labellings)
-        predicted = np.full((*shape, n_columns), np.nan, np.float32)
-        shares = np.zeros((*shape, len(problem.classes)), np.float32)
-        return cls(predicted, np.zeros(shape, np.int16), np.zeros(shape), shares)
+        columns = (*shape, problem.n_predicted)
+        fold = np.zeros(problem.n_rows, int)
+        return cls(np.full(columns, np.nan, np.float32), np.zeros(shape, np.int16), fold, np.zeros(columns, np.float32))
 
     def take(self, problem: Problem, fold: Fold, raw: np.ndarray, values: np.ndarray, place: int) -> None:
         """The rows of a fold, under each labelling.  # (m, p, columns), (n, p)"""
@@ -153,28 +152,27 @@ class _Made:
 
     def _take(self, problem: Problem, fold: Fold, raw: np.ndarray, means: np.ndarray, place: int) -> None:
         """Predictions of a fold, and the means of what they were trained on.  # (m, p, columns), (p, columns)"""
-        if problem.kind == "regression":
-            self.predicted[fold.test], self.reference[fold.test] = raw, means[:, 0]
-            return
+        self.fold[fold.test] = place
         if len(problem.classes) == 2:
             raw, means = (np.concatenate([1 - values, values], axis=-1) for values in (raw, means))
-        probabilities = as_probabilities(raw)
-        self.predicted[fold.test], self.shares[fold.test] = probabilities, means
+        self.reference[fold.test] = means
+        if problem.kind == "regression":
+            self.predicted[fold.test] = raw
+            return
+        self.predicted[fold.test] = probabilities = as_probabilities(raw)
         self.decided[fold.test] = (probabilities / np.maximum(means, FLOOR)).argmax(axis=-1)
-        self.reference[fold.test] = place
 
     def scores(self, problem: Problem, number: int, **given: np.ndarray) -> Scores:
         """Metrics of one labelling or training."""
-        mine = [part[:, number] for part in (self.predicted, self.decided, self.reference, self.shares)]
-        return scores_of(problem, mine[0], mine[1], mine[2], mine[3], **given)
+        predicted, decided, reference = (part[:, number] for part in (self.predicted, self.decided, self.reference))
+        return scores_of(problem, predicted, decided, self.fold, reference, **given)
 
 
 def _blank(problem: Problem, features: Features, n_repeats: int) -> Outcome:
-    n_columns = 1 if problem.kind == "regression" else len(problem.classes)
-    predicted = np.full((n_repeats, problem.n_rows, n_columns), np.nan)
     shape = (n_repeats, problem.n_rows)
-    shares = np.zeros((*shape, len(problem.classes)))
-    return Outcome(features, predicted, np.zeros(shape, int), np.zeros(shape), shares, {}, {})
+    columns = (*shape, problem.n_predicted)
+    decided, fold = np.zeros(shape, int), np.zeros(shape, int)
+    return Outcome(features, np.full(columns, np.nan), decided, fold, np.zeros(columns), {}, {})
 
 
 def as_probabilities(raw: np.ndarray) -> np.ndarray:
@@ -187,8 +185,8 @@ def scores_of(
     problem: Problem,
     predicted: np.ndarray,
     decided: np.ndarray,
+    fold: np.ndarray,
     reference: np.ndarray,
-    shares: np.ndarray,
     weights: np.ndarray | None = None,
     values: np.ndarray | None = None,
 ) -> Scores:
@@ -196,22 +194,20 @@ def scores_of(
 
     # (n, k), (n,), (n,), (n, k), (b, n) -> (b,) each
     """
-    values = problem.values if values is None else values
     tested = ~np.isnan(predicted[:, 0])
+    y, fold = (problem.values if values is None else values)[tested], fold[tested]
     w = None if weights is None else weights[:, tested]
+    said, reference = predicted[tested].astype(float), reference[tested].astype(float)
     if problem.kind == "regression":
-        return regression_scores(values[tested], predicted[tested, 0].astype(float), w, reference[tested])
-    probabilities = predicted[tested].astype(float)
-    return classification_scores(
-        values[tested], probabilities, decided[tested], w, reference[tested], shares[tested].astype(float)
-    )
+        return regression_scores(y, said[:, 0], w, fold, reference[:, 0])
+    return classification_scores(y, said, decided[tested], w, fold, reference)
 
 
 def each_repeat(
     problem: Problem, outcome: Outcome, weights: np.ndarray | None = None, values: np.ndarray | None = None
 ) -> list[Scores]:
     """Metrics of every repeat, against other values where they are given.  # (b, n), (n,) -> (b,) each"""
-    repeats = zip(outcome.predicted, outcome.decided, outcome.reference, outcome.shares, strict=True)
+    repeats = zip(outcome.predicted, outcome.decided, outcome.fold, outcome.reference, strict=True)
     return [scores_of(problem, *repeat, weights, values) for repeat in repeats]
 
 

@@ -53,8 +53,34 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 # --- regression -------------------------------------------------------------------------------------------------
 
 
+def on_one_level(deviations: np.ndarray, fold: np.ndarray | None) -> np.ndarray:
+    """Predictions of several models in units that can be compared: the root mean square of each model's own.
+
+    A model that finds much in its training rows predicts boldly, and has less to find in the others, for both come from
+    one sample. Correlations over several folds that count bold predictions for more are therefore pulled down, to about
+    -0.1 at 60 rows where there is nothing; a correlation of one model's predictions knows no such unit.
+
+    Parameters
+    ----------
+    deviations : ndarray of shape (n, ...)
+        From what each row's model would say of anybody.
+    fold : ndarray of shape (n,), int, optional
+        Number of the model of each row; one model for all unless stated.
+    """
+    if fold is None:
+        return deviations
+    models, place = np.unique(fold, return_inverse=True)
+    of_model = np.eye(len(models))[place] / np.bincount(place)[place][:, None]  # (n, models)
+    unit = np.sqrt(np.tensordot(of_model, deviations**2, axes=(0, 0)))[place]  # (n, ...)
+    return np.divide(deviations, unit, out=np.zeros_like(deviations), where=unit > 0)
+
+
 def regression_scores(
-    y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None, centre: np.ndarray | None = None
+    y: np.ndarray,
+    predicted: np.ndarray,
+    weights: np.ndarray | None = None,
+    fold: np.ndarray | None = None,
+    centre: np.ndarray | None = None,
 ) -> Scores:
     """MAE, R2 by sums of squares, Pearson and Spearman.
 
@@ -62,9 +88,11 @@ def regression_scores(
     ----------
     y, predicted : ndarray of shape (n,)
     weights : ndarray of shape (b, n), optional
+    fold : ndarray of shape (n,), int, optional
+        Which model each row comes from: correlations are those of predictions in units of each model (`on_one_level`).
     centre : ndarray of shape (n,), optional
-        Mean of the rows that each row's model was trained on. Correlations are those of the predictions less it: the
-        mean of all others is low where a fold is high, which pulls correlations over several folds down.
+        Mean of the rows that each row's model was trained on, which correlations leave out of predictions: the mean of
+        all others is low where a fold is high.
 
     Returns
     -------
@@ -72,7 +100,7 @@ def regression_scores(
     """
     w = _weights(weights, len(y))
     total = w.sum(axis=1)
-    about = predicted if centre is None else predicted - centre
+    about = predicted if centre is None else on_one_level(predicted - centre, fold)
     mean = w @ y / total
     around = np.maximum(w @ (y - y.mean()) ** 2 - total * (mean - y.mean()) ** 2, 0)
     return {
@@ -131,11 +159,12 @@ def classification_scores(
         Class indices.
     probabilities : ndarray of shape (n, classes)
     weights : ndarray of shape (b, n), optional
-    fold : ndarray of shape (n,), optional
+    fold : ndarray of shape (n,), int, optional
         Which model each row comes from: the AUROC compares rows of one model with one another, never of two.
     shares : ndarray of shape (n, classes), optional
-        Share of each class among the rows that each row's model was trained on. The AUPRC ranks odds over these odds:
-        the others hold fewer of a class where a fold holds more, which pulls it down.
+        Share of each class among the rows that each row's model was trained on. The AUPRC ranks log odds less these
+        log odds, since the others hold fewer of a class where a fold holds more, in units of each model
+        (`on_one_level`).
 
     Returns
     -------
@@ -148,7 +177,7 @@ def classification_scores(
     recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
     scored = range(n_classes) if n_classes > 2 else (1,)
     parts = [slice(None)] if fold is None else [fold == name for name in np.unique(fold)]
-    levelled = probabilities if shares is None else _log_odds(probabilities) - _log_odds(shares)
+    levelled = probabilities if shares is None else on_one_level(_log_odds(probabilities) - _log_odds(shares), fold)
     squares = ((probabilities - occurred) ** 2).sum(axis=1)
     return {
         "balanced_accuracy": _mean(list(recalls.T)),

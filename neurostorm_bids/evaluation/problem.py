@@ -57,6 +57,11 @@ class Problem:
         return len(self.values)
 
     @property
+    def n_predicted(self) -> int:
+        """Columns of a prediction: one number, or a probability a class."""
+        return 1 if self.kind == "regression" else len(self.classes)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Participants, each once, sorted."""
         return tuple(sorted(set(self.participants)))

@@ -15,7 +15,7 @@ from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
 ALPHA = 0.05
 FEW = 50  # participants below which a difference that is not seen says little
 
-# what it means when the model is better, cannot be told apart, or is worse
+# what it means when the model is better, cannot be told apart, or is worse; {what}: the description of the features
 MEANINGS = {
     "static": (
         "what it predicts rests in part on dynamics",
@@ -43,9 +43,9 @@ MEANINGS = {
         "motion, site and acquisition alone do better",
     ),
     "demographics": (
-        "it does better than age and sex alone",
-        "age and sex alone cannot be told apart from it",
-        "age and sex alone do better",
+        "it does better than a prediction from {what} alone",
+        "a prediction from {what} alone cannot be told apart from it",
+        "a prediction from {what} alone does better",
     ),
     "chance": (
         "it is better than the mean or the majority",
@@ -55,10 +55,17 @@ MEANINGS = {
 }
 
 
-def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed: Sequence[str] = ()) -> list[str]:
+def statements(
+    problem: Problem,
+    summary: Summary,
+    models: Sequence[str],
+    fixed: Sequence[str] = (),
+    descriptions: Mapping[str, str] | None = None,
+) -> list[str]:
     """Sentences on each model, then on the controls and comparisons that are at chance or not.
 
-    ``fixed`` are models whose training was not repeated with permuted labels.
+    ``fixed`` are models whose training was not repeated with permuted labels; ``descriptions`` are of the features, by
+    name.
     """
     metric = metrics_of(problem.kind)[0]
     names = list(dict.fromkeys(row.features for row in summary.rows))
@@ -67,7 +74,7 @@ def statements(problem: Problem, summary: Summary, models: Sequence[str], fixed:
         for name in (name for name in names if name not in models[: number + 1] and _concerns(name, model)):
             difference = summary.difference(model, name, metric)
             if difference is not None:
-                said.append(_compared(difference, metric))
+                said.append(_compared(difference, metric, (descriptions or {}).get(name, name)))
     if len(problem.labels) < FEW:
         said.append(
             f"With {len(problem.labels)} participants only large differences can be seen: what is not shown here "
@@ -132,10 +139,11 @@ def verdict_of(difference: Difference, metric: str) -> int:
     return -1 if sign * difference.interval.low < 0 and sign * difference.interval.high < 0 else 0
 
 
-def _compared(difference: Difference, metric: str) -> str:
+def _compared(difference: Difference, metric: str, description: str) -> str:
     figures = f"{metric} {difference.value:+.3f} {_interval(difference.interval, '+.3f')}"
     kind = next((kind for kind in MEANINGS if difference.features.startswith(kind)), None)
     verdict = verdict_of(difference, metric)
     told = ("it is better", "they cannot be told apart", "it is worse")
     meaning = (MEANINGS[kind] if kind else told)[{1: 0, 0: 1, -1: 2}[verdict]]
+    meaning = meaning.format(what=description[:1].lower() + description[1:])
     return f"{difference.model} against {difference.features}: {meaning} ({figures})."
