@@ -21,6 +21,7 @@ from neurostorm_bids.space import Route, choose_route, to_grid
 
 # measured peaks (docs/performance.md): interpreter with its libraries, then what grows with grid and model
 BASE_MB = 525
+LANCZOS_MB = 400  # the kernel's offsets and weights for every voxel of the grid
 LIVE_VOLUMES = 24  # foreground volumes held while a clip is made, as whole volumes of the grid
 COMPILED_ACTIVATIONS = 6  # copies of the stage-0 tokens alive in the compiled encoder
 TORCH_ACTIVATIONS = 60
@@ -113,7 +114,8 @@ def seconds_per_clip(model: Model) -> float:
 
 def memory_of_run_mb(models: Sequence[Model], settings: Settings) -> int:
     """Estimated peak of the process that handles one run, in MB; it does not depend on the run's length."""
-    return BASE_MB + max(_model_mb(model, settings) for model in models)
+    kernel_mb = LANCZOS_MB if settings.interpolation == "lanczos" else 0
+    return BASE_MB + kernel_mb + max(_model_mb(model, settings) for model in models)
 
 
 def _model_mb(model: Model, settings: Settings) -> int:
