@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,8 @@ def input_files(run: BoldRun) -> tuple[Path, ...]:
     sidecars = [path.with_name(path.name.split(".")[0] + ".json") for path in images if path is not None]
     motion = run.motion.path if run.motion is not None else None
     files = [*images, *sidecars, run.confounds, run.confounds_json, motion, *(file.path for file in run.transforms)]
-    return tuple(sorted({path for path in files if path is not None and path.exists()}))
+    # what cannot be read decides nothing: the run goes on without it
+    return tuple(sorted({path for path in files if path is not None and path.is_file() and os.access(path, os.R_OK)}))
 
 
 def settings_hash(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from neurostorm_bids.errors import FileEmpty, FileNotFetched, FileUnreadable, NeurostormError
 
 ANNEX_POINTER = b"/annex/objects/"  # content of an unlocked git-annex file that was not fetched
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONGEST_POINTER = 512
 
 
@@ -22,10 +24,10 @@ def fault_of(file: str | Path) -> NeurostormError | None:
     """
     try:
         status = os.stat(file)  # noqa: PTH116 - a dataset has a million files, and a Path for each would be held in memory
-    except OSError:
-        return not_fetched(Path(file)) if Path(file).is_symlink() else FileUnreadable("cannot be found", file=file)
+    except OSError as error:
+        return _absent(Path(file), error)
     if not stat.S_ISREG(status.st_mode):
-        return FileUnreadable("is not a regular file", file=file)
+        return FileUnreadable("is not a regular file", file=file, remedy="Remove it, and fetch or write the file again")
     if status.st_size == 0:
         return FileEmpty(
             "is empty (0 bytes)",
@@ -37,7 +39,15 @@ def fault_of(file: str | Path) -> NeurostormError | None:
         return FileUnreadable(
             "cannot be read: permission denied", file=file, remedy="Ask its owner for read permission"
         )
-    return not_fetched(Path(file)) if status.st_size < LONGEST_POINTER and _is_pointer(Path(file)) else None
+    return _pointer_fault(Path(file)) if status.st_size < LONGEST_POINTER else None
+
+
+def _absent(file: Path, error: OSError) -> NeurostormError:
+    if error.errno == errno.ELOOP:
+        return FileUnreadable(
+            "is a link that leads back to itself", file=file, remedy="Remove it, and fetch or write the file again"
+        )
+    return not_fetched(file) if file.is_symlink() else FileUnreadable("cannot be found", file=file)
 
 
 def not_fetched(path: Path) -> FileNotFetched:
@@ -50,6 +60,13 @@ def not_fetched(path: Path) -> FileNotFetched:
     )
 
 
-def _is_pointer(path: Path) -> bool:
+def _pointer_fault(path: Path) -> FileNotFetched | None:
     with path.open("rb") as stream:
-        return stream.read(len(ANNEX_POINTER)) == ANNEX_POINTER
+        start = stream.read(len(LFS_POINTER))
+    if start.startswith(ANNEX_POINTER):
+        return not_fetched(path)
+    if start != LFS_POINTER:
+        return None
+    return FileNotFetched(
+        "not fetched", file=path, expected="content; this is a pointer of Git LFS", remedy="Run `git lfs pull`"
+    )

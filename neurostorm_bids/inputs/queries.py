@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from neurostorm_bids.errors import FilterUnusable
 from neurostorm_bids.inputs.names import ALIASES, Query, grammar, io_spec
+from neurostorm_bids.inputs.sidecars import parse_json
 
 ROLES = ("bold", "mask", "boldref", "confounds", "bold_transform", "anat_transform", "events", "surface")
 WITHIN_RUN = ("echo", "part")  # chosen image by image, not run by run
@@ -64,8 +64,8 @@ def read_filters(path: Path) -> dict[str, Filter]:
     ``null`` asks for an absent entity, ``"*"`` for any value, a list for one of several.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise _unusable(path, f"cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(query, dict) for query in content.values()):
         raise _unusable(path, "is not a table of queries")

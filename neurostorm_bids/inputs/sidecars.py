@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -35,12 +36,35 @@ def read_json(path: Path) -> Metadata:
     if fault is not None:
         raise fault
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise _no_json(path, f"is no JSON: {error}") from None
     if not isinstance(content, dict):
         raise _no_json(path, "holds no table")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Content of a JSON text, without the traps of the format.
+
+    Raises
+    ------
+    ValueError
+        For what is no JSON, for nesting or numbers beyond reason, and for an entry that is there twice: which of the
+        two is meant?
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Metadata:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)[:100]!r} is there twice")
+    return table
 
 
 def _no_json(path: Path, fault: str) -> SidecarUnreadable:
@@ -116,7 +140,7 @@ def repetition_time(metadata: Metadata, file: Path) -> float | None:
     value = _number(metadata["RepetitionTime"])
     if value is None or not 0 < value <= LONGEST_TR_S:
         raise SidecarInvalid(
-            f"RepetitionTime is {metadata['RepetitionTime']!r}",
+            f"RepetitionTime is {reprlib.repr(metadata['RepetitionTime'])}",
             file=file,
             expected=f"seconds, above 0 and at most {LONGEST_TR_S:g}",
             remedy="Correct it in the JSON sidecar",
@@ -147,7 +171,12 @@ def start_time(metadata: Metadata, file: Path) -> float:
     """
     value = _number(metadata.get("StartTime", 0.0))
     if value is None:
-        raise SidecarInvalid(f"StartTime is {metadata['StartTime']!r}", file=file, expected="a number of seconds")
+        raise SidecarInvalid(
+            f"StartTime is {reprlib.repr(metadata['StartTime'])}",
+            file=file,
+            expected="a number of seconds",
+            remedy="Correct it in the JSON sidecar",
+        )
     return value
 
 
@@ -160,6 +189,10 @@ def mean_removed(metadata: Metadata, desc: str | None) -> bool | None:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # JSON knows whole numbers that no float can hold
+        return None
+    return number if math.isfinite(number) else None

@@ -116,7 +116,7 @@ def container_tag(environment: Mapping[str, str]) -> dict[str, str] | None:
 def _description_of(root: Path) -> dict[str, Any]:
     try:
         content = json.loads((root / "dataset_description.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # the inputs stage has warned already
     return content if isinstance(content, dict) else {}
 
@@ -125,7 +125,8 @@ def _generators(sources: Sequence[Source], inputs: Sequence[Mapping[str, Any]]) 
     """GeneratedBy entries of the inputs, each once; old datasets have one PipelineDescription instead."""
     entries: list[dict[str, Any]] = []
     for source, given in zip(_ordered(sources), inputs, strict=True):
-        stated = given.get("GeneratedBy") or [given.get("PipelineDescription")]
+        stated = given.get("GeneratedBy")
+        stated = stated if isinstance(stated, list) else [given.get("PipelineDescription")]
         known = [entry for entry in stated if isinstance(entry, dict) and entry.get("Name")]
         entries += known or [_without_none({"Name": source.pipeline, "Version": source.version})]
     return [entry for index, entry in enumerate(entries) if entry not in entries[:index]]

@@ -52,7 +52,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     sidecar = sidecar_of(path)
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TableUnreadable(f"cannot be read as JSON ({error})", file=sidecar, remedy=_RERUN) from error
     if not isinstance(content, dict):
         raise TableUnreadable("holds no JSON object", file=sidecar, remedy=_RERUN)

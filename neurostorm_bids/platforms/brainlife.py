@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigUnreadable(f"cannot be read as JSON: {error}", file=path) from None
     if not isinstance(config, dict):
         raise ConfigUnreadable("is no JSON object", file=path, expected="keys and values as in config.json.sample")
@@ -157,7 +157,7 @@ def _write_sidecar(config: Mapping[str, Any], entities: Mapping[str, str], path:
     if beside.is_file():
         try:
             known = json.loads(beside.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigUnreadable(f"cannot be read as JSON: {error}", file=beside) from None
     if not isinstance(known, dict):
         raise ConfigUnreadable("is no JSON object", file=beside, remedy="Mend it, or leave it out of the inputs")

@@ -15,6 +15,7 @@ SCANNER, OTHER_SPACES = 1, (2, 3, 4)  # NIfTI xform codes: scanner; aligned to a
 ZOOM_RANGE_MM = (0.2, 30.0)
 ZOOM_TOLERANCE = 0.01  # pixdim against the affine, relative
 FORM_TOLERANCE_VOXELS = 0.1  # sform against qform, at the corners of the image
+WRITE_AGAIN = "Write the right affine into the header, in millimetres, or take the file that the pipeline wrote"
 T_R_RANGE_S = (0.1, 20.0)
 T_R_TOLERANCE = 0.01
 SECONDS_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}  # NIfTI xyzt_units, temporal part
@@ -58,7 +59,9 @@ def _qform(image: NiftiFile) -> tuple[np.ndarray | None, int]:
     try:
         return image.header.get_qform(), int(image.header["qform_code"])
     except ValueError as error:  # a quaternion that is none
-        raise AffineContradictory(f"the header's qform is invalid ({error})", file=image.path) from None
+        raise AffineContradictory(
+            f"the header's qform is invalid ({error})", file=image.path, remedy=WRITE_AGAIN
+        ) from None
 
 
 def _explained(sform_code: int, qform_code: int, in_template: bool) -> bool:
@@ -70,10 +73,13 @@ def _check_geometry(matrix: np.ndarray, path: Path) -> None:
     low, high = ZOOM_RANGE_MM
     if not np.isfinite(matrix).all() or not ((zooms >= low) & (zooms <= high)).all():
         raise AffineContradictory(
-            f"the affine gives voxels of {_millimetres(zooms)}", file=path, expected=f"{low:g} to {high:g} mm a side"
+            f"the affine gives voxels of {_millimetres(zooms)}",
+            file=path,
+            expected=f"{low:g} to {high:g} mm a side",
+            remedy=WRITE_AGAIN,
         )
     if abs(np.linalg.det(matrix[:3, :3] / zooms)) < 0.1:
-        raise AffineContradictory("the affine is singular: its axes lie in one plane", file=path)
+        raise AffineContradictory("the affine is singular: its axes lie in one plane", file=path, remedy=WRITE_AGAIN)
 
 
 def _check_forms_agree(sform: np.ndarray, qform: np.ndarray, image: NiftiFile) -> None:

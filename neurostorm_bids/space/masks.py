@@ -13,6 +13,7 @@ from neurostorm_bids.space.grid import Grid
 from neurostorm_bids.space.header import judged_affine
 from neurostorm_bids.space.nifti import NiftiFile, open_nifti
 
+REMOVE = "Remove it, and one is computed from the mean image"
 SAME_GRID_VOXELS = 0.01  # how far a mask's corners may lie from the image's
 
 
@@ -26,7 +27,9 @@ def open_mask(path: Path, geometry: Grid, *, in_template: bool) -> NiftiFile:
     """
     image = open_nifti(path)
     if image.n_volumes != 1:
-        raise MaskUnusable(f"the mask has {image.n_volumes} volumes", file=path, expected="one 3D volume")
+        raise MaskUnusable(
+            f"the mask has {image.n_volumes} volumes", file=path, expected="one 3D volume", remedy=REMOVE
+        )
     _check_grid(image, geometry, in_template)
     return image
 
@@ -39,13 +42,11 @@ def read_mask(image: NiftiFile) -> np.ndarray:
     MaskUnusable
         When it holds NaN, or is empty.
     """
-    mask = next(image.volumes())
+    (mask,) = image.volumes()  # to its end, where the checksum is compared
     if not np.isfinite(mask).all():
-        raise MaskUnusable("the mask holds NaN or infinity", file=image.path, expected="zeros and ones")
+        raise MaskUnusable("the mask holds NaN or infinity", file=image.path, expected="zeros and ones", remedy=REMOVE)
     if not (mask > 0).any():
-        raise MaskUnusable(
-            "the mask is empty", file=image.path, remedy="Remove it, and one is computed from the mean image"
-        )
+        raise MaskUnusable("the mask is empty", file=image.path, remedy=REMOVE)
     return np.clip(mask, 0, 1)
 
 

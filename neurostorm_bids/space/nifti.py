@@ -18,8 +18,11 @@ from neurostorm_bids.errors import DataTypeUnsupported, ImageUnreadable, NotABol
 GZIP_MAGIC = b"\x1f\x8b"
 CIFTI_INTENTS = range(3000, 3100)
 LARGEST_VOLUME = 1024**3  # voxels; a header that declares more is broken, and would exhaust the memory
+LARGEST_OFFSET = 64 * 1024**2  # bytes; nobody writes so many header extensions
 REAL_KINDS = "iuf"
 GZIP_FAULTS = (EOFError, igzip.BadGzipFile, isal_zlib.error)
+MOST_EXPANDED = 1032  # bytes that a byte of a deflate stream can become
+AGAIN = "Fetch or write it again"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class NiftiFile:
             for index in range(start, self.n_volumes):
                 _fill(raw, stream, self, index)
                 yield self._scaled(raw)
-            stream.read(1)  # the checksum is compared only when the end is read
+            if len(stream.read(self.volume_bytes)) == self.volume_bytes:  # the checksum too is compared at the end
+                raise _goes_on(self)
 
     def _scaled(self, raw: bytearray) -> np.ndarray:
         """A copy of the voxels, as float32."""
@@ -98,6 +102,7 @@ def open_nifti(path: Path) -> NiftiFile:
             "this is CIFTI (surface) data", file=path, expected="a volume", remedy="Give the run in an MNI volume space"
         )
     shape, dtype = _shape(header, path), _dtype(header, path)
+    _check_offset(header, path)
     slope, intercept = _scaling(header, path)
     image = NiftiFile(path, header, compressed, shape, dtype, slope, intercept)
     _check_length(image)
@@ -133,14 +138,18 @@ def _begins_with_gzip(path: Path) -> bool:
     except OSError as error:
         raise _not_opened(path, error) from None
     if not start:
-        raise ImageUnreadable("the file is empty (0 bytes)", file=path, remedy="Fetch or write it again")
+        raise ImageUnreadable("the file is empty (0 bytes)", file=path, remedy=AGAIN)
     return start == GZIP_MAGIC
 
 
 def _not_opened(path: Path, error: OSError) -> ImageUnreadable:
     if path.is_symlink() and not path.exists():
         return ImageUnreadable("the file is a dangling link: not fetched", file=path, remedy="Run `datalad get` on it")
-    return ImageUnreadable(f"the file cannot be read ({error.strerror or error})", file=path)
+    return ImageUnreadable(
+        f"the file cannot be read ({error.strerror or error})",
+        file=path,
+        remedy="Check its permissions, or fetch it again",
+    )
 
 
 def _read_header(path: Path, compressed: bool) -> Nifti1Header:
@@ -152,7 +161,10 @@ def _read_header(path: Path, compressed: bool) -> Nifti1Header:
         if int(header["sizeof_hdr"]) == kind.sizeof_hdr and bytes(header["magic"])[:3] in magics:
             return header
     raise ImageUnreadable(
-        "this is no single-file NIfTI", file=path, expected=".nii or .nii.gz (NIfTI-1 or NIfTI-2)", remedy="Convert it"
+        "this is no single-file NIfTI",
+        file=path,
+        expected=".nii or .nii.gz (NIfTI-1 or NIfTI-2)",
+        remedy="Convert it, or fetch or write it again",
     )
 
 
@@ -168,7 +180,7 @@ def _shape(header: Nifti1Header, path: Path) -> tuple[int, ...]:
     n_dims = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : n_dims + 1])
     if not 1 <= n_dims <= 7 or any(n < 1 for n in shape) or np.prod(shape[:3], dtype=float) > LARGEST_VOLUME:
-        raise ImageUnreadable(f"the header declares dimensions {_times(shape)}", file=path, remedy="Write it again")
+        raise ImageUnreadable(f"the header declares dimensions {_times(shape)}", file=path, remedy=AGAIN)
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4:
@@ -189,12 +201,15 @@ def _dtype(header: Nifti1Header, path: Path) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
     except KeyError:
-        raise DataTypeUnsupported(f"the header names an unknown data type ({header['datatype']})", file=path) from None
+        raise DataTypeUnsupported(
+            f"the header names an unknown data type ({header['datatype']})", file=path, remedy=AGAIN
+        ) from None
     if dtype.kind not in REAL_KINDS or dtype.itemsize > 8:
         raise DataTypeUnsupported(
             f"the voxels are {data_type_codes.label[int(header['datatype'])]}",
             file=path,
             expected="integers or floats of 8 to 64 bits",
+            remedy="Convert it to float32, or give the series that the pipeline wrote",
         )
     return dtype
 
@@ -204,21 +219,52 @@ def _scaling(header: Nifti1Header, path: Path) -> tuple[float, float]:
     if slope == 0 or np.isnan(slope):
         return 1.0, 0.0
     if np.isinf(slope) or not np.isfinite(intercept):
-        raise ImageUnreadable(f"the header scales voxels by {slope} with intercept {intercept}", file=path)
+        raise ImageUnreadable(
+            f"the header scales voxels by {slope} with intercept {intercept}", file=path, remedy=AGAIN
+        )
     return slope, intercept
 
 
+def _check_offset(header: Nifti1Header, path: Path) -> None:
+    """Refuse a header after which voxels could not begin; 0 stands for "right behind"."""
+    begin = float(header["vox_offset"])
+    if begin != 0 and not header.sizeof_hdr + 4 <= begin < LARGEST_OFFSET:
+        raise ImageUnreadable(
+            f"the voxels begin at byte {begin:g} by the header",
+            file=path,
+            expected=f"{header.sizeof_hdr + 4} or somewhat more",
+            remedy=AGAIN,
+        )
+
+
 def _check_length(image: NiftiFile) -> None:
-    if image.compressed:
-        return  # the uncompressed length shows only while reading
     needed, found = image.offset + image.n_volumes * image.volume_bytes, image.path.stat().st_size
+    if image.compressed:  # the uncompressed length shows only while reading; what cannot be is not worth the memory
+        if needed > MOST_EXPANDED * found:
+            raise ImageUnreadable(
+                f"{found} compressed bytes cannot hold the {needed} that the header declares",
+                file=image.path,
+                remedy=AGAIN,
+            )
+        return
+    if found >= needed + image.volume_bytes:
+        raise _goes_on(image)
     if found < needed:
         raise ImageUnreadable(
             f"the file is truncated: {found} bytes",
             file=image.path,
             expected=f"{needed} bytes by its header",
-            remedy="Fetch or write it again",
+            remedy=AGAIN,
         )
+
+
+def _goes_on(image: NiftiFile) -> ImageUnreadable:
+    return ImageUnreadable(
+        "the file goes on after its last volume, for the length of a volume or more",
+        file=image.path,
+        expected=f"{image.n_volumes} volumes by its header",
+        remedy=AGAIN,
+    )
 
 
 # --- voxels -----------------------------------------------------------------------------------------------------
@@ -257,6 +303,6 @@ def _fill(raw: bytearray, stream: BinaryIO, image: NiftiFile, index: int) -> Non
                 f"the file ends inside volume {index} (counted from 0)",
                 file=image.path,
                 expected=f"{image.n_volumes} volumes by its header",
-                remedy="Fetch or write it again",
+                remedy=AGAIN,
             )
         filled += got
