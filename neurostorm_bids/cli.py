@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.errors import NeurostormError, OutputWriteFailed
 from neurostorm_bids.settings import COMPARISONS, Settings, settings_from_namespace
 
 
@@ -557,13 +557,22 @@ def _run(settings: Settings, arguments: Sequence[str]) -> int:
     from neurostorm_bids.environment import prepare
 
     prepare(settings)
-    if settings.level == "group":
-        from neurostorm_bids.group import run_group
+    try:
+        if settings.level == "group":
+            from neurostorm_bids.group import run_group
 
-        return run_group(settings)
-    from neurostorm_bids.participant import run_participant
+            return run_group(settings)
+        from neurostorm_bids.participant import run_participant
 
-    return run_participant(settings, ["neurostorm", *arguments])
+        return run_participant(settings, ["neurostorm", *arguments])
+    except BrokenPipeError:
+        raise  # whoever read our output has gone
+    except OSError as error:
+        raise OutputWriteFailed(
+            f"cannot be read or written ({error.strerror or error})",
+            file=error.filename or f"{settings.output_dir} or {settings.work_dir}",
+            remedy="check permissions, free space or quota, then run again; --debug shows where it happened",
+        ) from error
 
 
 def _print_version(*, verbose: bool) -> int:

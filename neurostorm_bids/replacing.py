@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import uuid
@@ -11,6 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from neurostorm_bids.errors import OutputNotWritable, OutputWriteFailed
+
+FULL_OR_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}  # faults of the disk, not of who may write
+
+
+def write_failed(error: OSError, file: Path | str) -> OutputWriteFailed:
+    """What to tell of a disk that took no more."""
+    fault = f"cannot be written ({error.strerror or error})"
+    return OutputWriteFailed(fault, file=file, remedy="free space or quota, check the disk, then run again")
 
 
 @contextmanager
@@ -37,11 +46,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise OutputWriteFailed(
-            f"cannot be written ({error.strerror or error})", file=path, remedy="free space or quota, then run again"
-        ) from error
+        raise write_failed(error, path) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what stays of it is removed by the next writer of this file
+            partial.unlink(missing_ok=True)
 
 
 def _open_partial(path: Path, partial: Path) -> BinaryIO:
@@ -50,6 +58,8 @@ def _open_partial(path: Path, partial: Path) -> BinaryIO:
         _remove_abandoned(path)
         return _open_locked(partial)
     except OSError as error:
+        if error.errno in FULL_OR_BROKEN:
+            raise write_failed(error, path) from error
         raise OutputNotWritable(
             f"cannot be written ({error.strerror or error})",
             file=path.parent,

@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from neurostorm_bids.clips import plan_windows
-from neurostorm_bids.errors import EveryClipMoved, NeurostormError, NoUsableRun, UsageError
+from neurostorm_bids.errors import (
+    EveryClipMoved,
+    NeurostormError,
+    NoUsableRun,
+    OutputNotWritable,
+    OutputWriteFailed,
+    UsageError,
+)
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.model.description import input_to_json
@@ -76,6 +83,8 @@ def store_runs(runs: Sequence[BoldRun], dataset: str, spec: InputSpec, settings:
             stored = store.run(key, lambda run=run: normalised(run, spec, settings))  # type: ignore[misc]
             record = RunRecord(stored, run.name, run.participant, dataset, content_of(run), threshold)
             _require_still(record, spec.clip_frames)
+        except (OutputNotWritable, OutputWriteFailed):
+            raise  # a fault of the disk, not of the run: nothing may be trained without it in silence
         except NeurostormError as error:
             rejected.append(error)
             continue

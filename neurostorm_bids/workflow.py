@@ -58,17 +58,19 @@ def execute(
     announce : callable
         Called with each outcome as it comes in.
     """
+    plugin = _plugin(settings, len(tasks))
     files = [_store(task, folder / "tasks" / f"{number:06d}") for number, task in enumerate(tasks)]
-    _run_nodes(list(zip(tasks, files, strict=True)), settings, folder, announce, _plugin(settings, len(tasks)))
+    fault = _run_nodes(list(zip(tasks, files, strict=True)), settings, folder, announce, plugin)
+    faults = dict.fromkeys(files, fault)
     lost = [(task, file) for task, file in zip(tasks, files, strict=True) if not _outcome_file(file).exists()]
     if lost and not settings.stop_on_first_crash and settings.nipype_plugin_file is None:
         # a worker that the system kills takes the pool with it: alone, each of the rest shows whether it was the one
-        for pair in lost:
-            _run_nodes([pair], settings, folder, announce, _pool(settings))
+        for task, file in lost:
+            faults[file] = _run_nodes([(task, file)], settings, folder, announce, _pool(settings))
     for task, file in lost:
         if not _outcome_file(file).exists():
-            announce(_outcome(task, file))
-    return [_outcome(task, file) for task, file in zip(tasks, files, strict=True)]
+            announce(_outcome(task, file, faults[file]))
+    return [_outcome(task, file, faults[file]) for task, file in zip(tasks, files, strict=True)]
 
 
 def perform(path: str, *, strict: bool = False) -> str:
@@ -97,16 +99,23 @@ def _outcome_file(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def _outcome(task: Task, file: Path) -> Outcome:
+def _outcome(task: Task, file: Path, fault: str = "") -> Outcome:
     if not _outcome_file(file).exists():
-        return Outcome(
-            task.run,
-            "failed",
-            message=f"{task.run}: the worker ended without a result. It was killed (out of memory?) or never started. "
-            f"Give it more memory than about {task.memory_mb} MB, or fewer runs at once (--nprocs, --low-mem).",
-        )
+        return Outcome(task.run, "failed", message=f"{task.run}: {_why_lost(task, file, fault)}")
     content = json.loads(_outcome_file(file).read_text())
     return Outcome(**{**content, "warnings": tuple(content["warnings"])})
+
+
+def _why_lost(task: Task, file: Path, fault: str) -> str:
+    if fault:
+        return (
+            f"{file.parent.parent}: the work folder cannot be used ({fault}). Free space or quota, or name another "
+            "--work-dir, then run again."
+        )
+    return (
+        "the worker ended without a result. It was killed (out of memory?) or never started. "
+        f"Give it more memory than about {task.memory_mb} MB, or fewer runs at once (--nprocs, --low-mem)."
+    )
 
 
 def _node_function(task: str, strict: bool) -> str:
@@ -116,8 +125,12 @@ def _node_function(task: str, strict: bool) -> str:
     return perform(task, strict=strict)
 
 
-def _run_nodes(pairs, settings: Settings, folder: Path, announce, plugin: dict[str, Any]) -> None:
-    _configure_nipype(settings, folder)
+def _run_nodes(pairs, settings: Settings, folder: Path, announce, plugin: dict[str, Any]) -> str:
+    """Run some tasks; returns what the work folder refused, in a few words, or nothing."""
+    try:
+        _configure_nipype(settings, folder)
+    except OSError as error:
+        return str(error)
     from nipype import Function, Node, Workflow
 
     workflow = Workflow(name="neurostorm", base_dir=str(folder / "nipype"))
@@ -135,7 +148,7 @@ def _run_nodes(pairs, settings: Settings, folder: Path, announce, plugin: dict[s
     plugin["plugin_args"]["status_callback"] = _reporter(files, announce)
     if settings.write_graph:
         _write_graph(workflow, folder)
-    _run_to_the_end(workflow, plugin)
+    return _run_to_the_end(workflow, plugin)
 
 
 def _write_graph(workflow, folder: Path) -> None:
@@ -147,7 +160,7 @@ def _write_graph(workflow, folder: Path) -> None:
         )
 
 
-def _run_to_the_end(workflow, plugin: dict[str, Any]) -> None:
+def _run_to_the_end(workflow, plugin: dict[str, Any]) -> str:
     from concurrent.futures.process import BrokenProcessPool
 
     from nipype.pipeline.engine.nodes import NodeExecutionError
@@ -158,9 +171,11 @@ def _run_to_the_end(workflow, plugin: dict[str, Any]) -> None:
         plugin = {"plugin": SurvivingMultiProc(plugin["plugin_args"])}
     try:
         workflow.run(**plugin)
-    except (BrokenProcessPool, NodeExecutionError, RuntimeError):
+    except (BrokenProcessPool, NodeExecutionError, RuntimeError, OSError) as error:
         # tasks without an outcome file are reported by name by execute(); nipype's own text would bury that
-        return
+        found = re.findall(r"^\s*\w*Error: (\[Errno .+)$", f"{error.__cause__}\n{error}", re.MULTILINE)
+        return str(error) if isinstance(error, OSError) else (found or [""])[-1]
+    return ""
 
 
 def _reporter(files: dict[str, tuple[Task, Path]], announce: Callable[[Outcome], None]):

@@ -302,7 +302,11 @@ def write_model_folder(
         sha256 = _write_texts(partial, description, tensors, self_test, training, card)
         _put_in_place(partial, folder)
     except OSError as error:
-        raise OutputNotWritable(f"cannot be written ({error.strerror})", file=folder) from error
+        raise OutputNotWritable(
+            f"cannot be written ({error.strerror})",
+            file=folder,
+            remedy="check permissions, free space or quota, then run again",
+        ) from error
     return sha256
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,7 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from neurostorm_bids.errors import OutputNotWritable, ResumeImpossible
+from neurostorm_bids.errors import ResumeImpossible
+from neurostorm_bids.replacing import write_failed
 from neurostorm_bids.training.data import Cursor
 
 LAST = "last.ckpt"
@@ -29,7 +31,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
         Raises
         ------
-        OutputNotWritable
+        OutputWriteFailed
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -43,9 +45,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 os.fsync(handle.fileno())
             partial.replace(path)
         except OSError as error:
-            raise OutputNotWritable(f"cannot be written ({error.strerror or error})", file=path) from error
+            raise write_failed(error, path) from error
+        except RuntimeError as error:  # torch, where the file took less than it was given
+            if not isinstance(error.__context__, OSError):
+                raise
+            raise write_failed(error.__context__, path) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 class ResumePoints(Callback):
