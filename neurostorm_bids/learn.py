@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 import shutil
 import sys
@@ -19,7 +20,7 @@ from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, ModelFolderExists, Neur
 from neurostorm_bids.evaluation.packs import calibrated, calibration_record, distribution_of
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.participants import read_participants
-from neurostorm_bids.model.config import EncoderConfig, InputSpec
+from neurostorm_bids.model.config import EncoderConfig, InputSpec, Target
 from neurostorm_bids.model.description import INPUT_FIELDS, Backbone, ModelDescription, model_label, read_json
 from neurostorm_bids.model.encoder import Encoder
 from neurostorm_bids.model.folder import pack_weights_of, weights_of, write_model_folder
@@ -31,6 +32,7 @@ from neurostorm_bids.model.weights import load_model
 from neurostorm_bids.outputs import write_dataset_files
 from neurostorm_bids.outputs.atomic import write_json, write_text
 from neurostorm_bids.outputs.tables import Column, describe_columns, tsv_text
+from neurostorm_bids.replacing import replacing
 from neurostorm_bids.settings import Settings
 from neurostorm_bids.stored import Stored, check_storable, store_runs
 from neurostorm_bids.training.atlas import patch_regions
@@ -43,7 +45,7 @@ from neurostorm_bids.training.presets import LEARNING_RATES, NO_PRESET, PATIENCE
 from neurostorm_bids.training.pretrain import Pretraining, held_out_people, pretrain
 from neurostorm_bids.training.processes import process_rank
 from neurostorm_bids.training.schedule import Course
-from neurostorm_bids.training.scores import Judged, chance, figures, judged, retrieval_figures
+from neurostorm_bids.training.scores import ClipOutput, Judged, chance, figures, judged, retrieval_figures
 from neurostorm_bids.training.splits import COLUMNS, Split, make_splits, read_splits, splits_rows, splits_text
 from neurostorm_bids.training.targets import Labels, read_labels
 
@@ -209,6 +211,28 @@ def run_finetune(settings: Settings) -> int:
     return _code([selection.rejected], [stored])
 
 
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    """What a fold said of its test participants; kept until the figures of all folds are written."""
+
+    target: Target
+    test: tuple[ClipOutput, ...]
+
+    def keep(self, place: Place) -> None:
+        """Write it beside the point of resume, before the model is put in its place."""
+        with replacing(place.state / "tested.pkl") as handle:
+            pickle.dump((place.identity, self), handle)
+
+    @classmethod
+    def kept(cls, place: Place) -> _Tested | None:
+        """What an earlier call of the same training kept; None where its figures were written, or it is gone."""
+        path = place.state / "tested.pkl"
+        if not path.is_file():
+            return None
+        identity, tested = pickle.loads(path.read_bytes())  # of our own work folder, as the point of resume is
+        return tested if identity == place.identity else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Finetuning:
     """One target over one backbone."""
@@ -256,6 +280,8 @@ class _Finetuning:
         done = [result for result in results if result is not None]
         if done and process_rank() == 0:
             _write_figures(table, self, done)
+            for split, _ in done:  # only now: a resumption in between needs what was tested
+                shutil.rmtree(self.place(split).state, ignore_errors=True)
 
     def _chosen(self) -> list[Split]:
         names = [split.name for split in self.splits]
@@ -267,15 +293,24 @@ class _Finetuning:
             raise UsageError(f"there is no fold {', '.join(unknown)}", expected=f"--fold all, or of {', '.join(names)}")
         return [split for split in self.splits if split.name in wanted]
 
-    def _fold(self, split: Split) -> tuple[Split, Tuned] | None:
-        several = len(self._chosen()) > 1
-        name = f"{self.name}-fold{split.name}" if several else self.name
-        folder = self.settings.output_dir / "models" / name
-        if _is_made(folder, self.settings):
-            return None
-        self._warn_of_overlap(split)
+    def model_name(self, split: Split) -> str:
+        """What the model of a fold is called."""
+        return f"{self.name}-fold{split.name}" if len(self._chosen()) > 1 else self.name
+
+    def place(self, split: Split) -> Place:
+        """Where the training of a fold has its state."""
         keys = [*self.stored.keys.values(), *splits_text([split]).splitlines(), self.labels.target.name]
-        place = _place(self.settings, name, keys, self.base.hash)
+        return _place(self.settings, self.model_name(split), keys, self.base.hash)
+
+    def _fold(self, split: Split) -> tuple[Split, _Tested] | None:
+        name = self.model_name(split)
+        folder = self.settings.output_dir / "models" / name
+        made = _is_made(folder, self.settings)
+        place = self.place(split)
+        if made:
+            tested = _Tested.kept(place)
+            return None if tested is None else (split, tested)
+        self._warn_of_overlap(split)
         assert self.base.start is not None, "fine-tuning takes the weights of its model"
         plan = Tuning(
             method=self.method,  # type: ignore[arg-type]
@@ -288,11 +323,14 @@ class _Finetuning:
         )
         tuned = tune(plan, self.stored.records, self.labels, split, self.course, place)
         tuned = calibrated(tuned, unit_of(self.labels))
+        tested = _Tested(tuned.target, tuned.test)
         if tuned.outcome.is_first_process:
+            tested.keep(place)
             _write_tuned(folder, name, self, split, tuned)
-            scores = ", ".join(f"{key} {value:.3g}" for key, value in self.figures(tuned).items())
-            _finish(place, self.settings, f"{folder}: {_told(tuned.outcome)}; test ({len(split.test)}): {scores}")
-        return split, tuned
+            scores = ", ".join(f"{key} {value:.3g}" for key, value in self.figures(tested).items())
+            if not self.settings.quiet:
+                print(f"{folder}: {_told(tuned.outcome)}; test ({len(split.test)}): {scores}", flush=True)
+        return split, tested
 
     def _warn_of_overlap(self, split: Split) -> None:
         if seen := self.overlap(split):
@@ -307,11 +345,11 @@ class _Finetuning:
         tested = [run for run in self.stored.records.values() if run.participant in split.test]
         return sorted({run.participant for run in tested if run.content in self.base.pretrained_on})
 
-    def units(self, tuned: Tuned) -> list[Judged]:
+    def units(self, tuned: Tuned | _Tested) -> list[Judged]:
         """Predictions for what is judged."""
         return judged(tuned.target, tuned.test, unit_of(self.labels))
 
-    def figures(self, tuned: Tuned) -> dict[str, float]:
+    def figures(self, tuned: Tuned | _Tested) -> dict[str, float]:
         """Figures on the test participants of a fold."""
         units = self.units(tuned)
         if tuned.target.kind == "retrieval":
@@ -388,7 +426,7 @@ def _write_splits(table: Path, splits: Sequence[Split]) -> None:
     write_json(table / "splits.json", describe_columns(columns))
 
 
-def _write_figures(table: Path, job: _Finetuning, done: Sequence[tuple[Split, Tuned]]) -> None:
+def _write_figures(table: Path, job: _Finetuning, done: Sequence[tuple[Split, _Tested]]) -> None:
     rows: list[tuple[str, str, float, float | None, int]] = []
     for split, tuned in done:
         units = job.units(tuned)
@@ -417,7 +455,7 @@ def _write_figures(table: Path, job: _Finetuning, done: Sequence[tuple[Split, Tu
         write_json(table / "predictions.json", describe_columns(columns))
 
 
-def _prediction_columns(job: _Finetuning, done: Sequence[tuple[Split, Tuned]]) -> list[Column]:
+def _prediction_columns(job: _Finetuning, done: Sequence[tuple[Split, _Tested]]) -> list[Column]:
     found = [(split.name, unit) for split, tuned in done for unit in job.units(tuned)]
     target = done[0][1].target
     columns = [
@@ -466,7 +504,7 @@ def _course(settings: Settings, epochs: int, batch_size: int, learning_rate: flo
 def _is_made(folder: Path, settings: Settings) -> bool:
     """Whether a resumed training had ended already; one that begins must not find its place taken."""
     model_label(folder.name)
-    if process_rank() != 0 or not folder.exists():
+    if not folder.exists() or (process_rank() != 0 and not settings.resume):
         return False
     if not settings.resume:
         raise ModelFolderExists("exists already", file=folder, remedy="State another --name, or remove it")
