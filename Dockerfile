@@ -43,11 +43,14 @@ FROM packages AS content
 ARG MODEL=
 # the transform between fMRIPrep's default space and the model's, 90 MB; empty: without it
 ARG TEMPLATES=MNI152NLin2009cAsym:MNI152NLin6Asym
+# where it is fetched; empty: TemplateFlow's own archive
+ARG TEMPLATEFLOW_ARCHIVE=
 COPY --from=wheel /wheel /wheel
 RUN pip install --no-cache-dir --no-deps /wheel/*.whl
 COPY scripts/image_content.py ./
 RUN --mount=type=cache,target=/cache --mount=type=bind,target=/context \
-    HF_HOME=/cache/huggingface TEMPLATEFLOW_HOME=/cache/templateflow \
+    HF_HOME=/cache/huggingface TEMPLATEFLOW_HOME="${TEMPLATEFLOW_ARCHIVE:+/tmp}/cache/templateflow" \
+    NEUROSTORM_TEMPLATEFLOW_ARCHIVE="$TEMPLATEFLOW_ARCHIVE" \
     python image_content.py /content --context /context --model "$MODEL" --templates "$TEMPLATES"
 
 # --- packages for GPUs ------------------------------------------------------------------------------------------------------

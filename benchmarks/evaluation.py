@@ -95,6 +95,27 @@ def skewed(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return x, np.exp(0.5 * (x[:, :2].sum(axis=1) / np.sqrt(2) + rng.normal(size=n)))
 
 
+def noise(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """20 features that tell nothing."""
+    return simulated(n, 20, 0.0, 0, rng)
+
+
+def wide_noise(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """As many features as the model has, which tell nothing."""
+    return rng.normal(size=(n, 288)), rng.normal(size=n)
+
+
+def weak(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """100 features, five of which tell a seventh of the variance."""
+    return simulated(n, 100, 0.4, 0, rng)
+
+
+def separable(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Features that tell nearly everything."""
+    x = rng.normal(size=(n, 20))
+    return x, x[:, :4].sum(axis=1) / 2 + 0.25 * rng.normal(size=n)
+
+
 Family = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 # name -> values as they are, or the level above which they are of the second class
 FAMILIES: dict[str, tuple[Family, float | None]] = {
@@ -102,28 +123,67 @@ FAMILIES: dict[str, tuple[Family, float | None]] = {
     "wide": (wide, None),
     "heavy": (heavy, None),
     "skewed": (skewed, None),
-    "gaussian, classes": (gaussian, 0.0),
-    "wide, classes": (wide, 0.0),
-    "gaussian, a class of 20 %": (gaussian, 1.19),
+    "weak": (weak, None),
+    "noise": (noise, None),
+    "wide-noise": (wide_noise, None),
+    "gaussian-classes": (gaussian, 0.0),
+    "wide-classes": (wide, 0.0),
+    "rare-class": (gaussian, 1.19),
+    "separable-classes": (separable, 0.0),
+    "weak-classes": (weak, 0.0),
+    "noise-classes": (noise, 0.0),
 }
+N_FRESH = 4000
 
 
-def coverage(n_evaluations: int) -> None:
-    """Coverage of the 95 % intervals for the mean performance of the trained fold models on 5,000 fresh people."""
-    for n in (60, 200):
-        for name, (family, threshold) in FAMILIES.items():
-            hits: dict[str, list[bool]] = {}
-            for number in range(n_evaluations):
-                x, values = family(n + 5000, np.random.default_rng([number, n]))
-                y = values if threshold is None else (values > threshold).astype(int)
-                for metric, hit in covered(x, y, n, () if threshold is None else ("a", "b"), number).items():
-                    hits.setdefault(metric, []).append(hit)
-            shares = ", ".join(f"{metric} {np.mean(hit):.2f}" for metric, hit in hits.items())
-            print(f"coverage, {name}, {n} people, {n_evaluations} evaluations: {shares}", flush=True)
+def coverage(n_evaluations: int, names: Sequence[str], sizes: Sequence[int]) -> None:
+    """Coverage of the 95 % intervals, in percent: of each metric, and of its difference from half of the features."""
+    print(f"{n_evaluations} evaluations each: 1 SD of the simulation is {error_of(0.95, n_evaluations):.1f} at 95 %")
+    shown = None
+    for name in names:
+        for n in sizes:
+            hits, truth = hits_of(name, n, n_evaluations)
+            metrics = [metric for metric in truth if metric in hits]
+            if metrics != shown:
+                cells = " | ".join(f"{metric} (difference)" for metric in metrics)
+                print(f"\n| family | people | {cells} |\n{'|---' * (2 + len(metrics))}|")
+                shown = metrics
+            both = " | ".join(f"{_percent(hits[m])} ({_percent(hits.get(f'{m} difference', []))})" for m in metrics)
+            print(f"| {name} ({metrics[0]} {np.mean(truth[metrics[0]]):.2f}) | {n} | {both} |", flush=True)
 
 
-def covered(x: np.ndarray, values: np.ndarray, n: int, classes: tuple[str, ...], seed: int) -> dict[str, bool]:
-    """Whether each metric's interval covers the truth, and the interval of the difference from half of the features."""
+def error_of(share: float, n: int) -> float:
+    """Standard error of a share of n evaluations, in percent."""
+    return 100 * float(np.sqrt(share * (1 - share) / n))
+
+
+def _percent(hits: Sequence[bool]) -> str:
+    return f"{100 * np.mean(hits):.1f}" if hits else "n/a"
+
+
+def hits_of(name: str, n: int, n_evaluations: int) -> tuple[dict[str, list[bool]], dict[str, list[float]]]:
+    """Of each metric, whether intervals covered the truth, and that truth."""
+    family, threshold = FAMILIES[name]
+    hits: dict[str, list[bool]] = {}
+    truths: dict[str, list[float]] = {}
+    for number in range(n_evaluations):
+        x, values = family(n + N_FRESH, np.random.default_rng([number, n]))
+        y = values if threshold is None else (values > threshold).astype(int)
+        found, truth = covered(x, y, n, () if threshold is None else ("a", "b"), number)
+        for metric, hit in found.items():
+            hits.setdefault(metric, []).append(hit)
+        for metric, value in truth.items():
+            truths.setdefault(metric, []).append(value)
+    return hits, truths
+
+
+def covered(
+    x: np.ndarray, values: np.ndarray, n: int, classes: tuple[str, ...], seed: int
+) -> tuple[dict[str, bool], dict[str, float]]:
+    """Whether each metric's interval covers the truth, and that of the difference from half of the features; the truth.
+
+    The truth is the mean performance of the trained fold models, the same that are evaluated, on fresh people.
+    """
     problem, whole = problem_of(values[:n], classes), problem_of(values, classes)
     folds, weights = plan_folds(problem, repeats=2, seed=seed), resamples(problem, 1000, seed)
     sets = {"x": x, "half": x[:, ::2]}
@@ -143,8 +203,8 @@ def covered(x: np.ndarray, values: np.ndarray, n: int, classes: tuple[str, ...],
             (f"{metric} difference", difference.interval, value - truth["half"][metric]),
         ):
             if not np.isnan(interval.low):
-                found[name] = interval.low <= true <= interval.high
-    return found
+                found[name] = bool(interval.low <= true <= interval.high)
+    return found, truth["x"]
 
 
 def on_fresh(whole: Problem, x: np.ndarray, folds: Sequence[Fold], fresh: np.ndarray) -> dict[str, float]:
@@ -270,13 +330,17 @@ def where(n_subjects: int) -> None:
 
 def main() -> None:
     """Run one of them."""
-    runs = {"null": null, "coverage": coverage, "retrieval": retrieval, "marks": marks}
+    runs = {"null": null, "retrieval": retrieval, "marks": marks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*runs, "speed", "tangent", "where"))
+    parser.add_argument("what", choices=(*runs, "coverage", "speed", "tangent", "where"))
     parser.add_argument("-n", type=int, default=200, help="evaluations, or permutations of tangent (default 200)")
+    parser.add_argument("--family", nargs="+", default=list(FAMILIES), choices=list(FAMILIES), help="of coverage")
+    parser.add_argument("--people", nargs="+", type=int, default=[60, 200], help="of coverage (default 60 200)")
     arguments = parser.parse_args()
     if arguments.what in runs:
         runs[arguments.what](arguments.n)
+    elif arguments.what == "coverage":
+        coverage(arguments.n, arguments.family, arguments.people)
     elif arguments.what == "tangent":
         tangent(arguments.n)
     else:

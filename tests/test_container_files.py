@@ -9,10 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+
+from neurostorm_bids.errors import TransformUnavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -143,7 +148,7 @@ def test_workflows_call_scripts_that_are_there():
     called = {name for path in WORKFLOWS for run in steps(path) for name in re.findall(r"\.ci/(\w+)", run)}
     scripts = {path.name for path in (ROOT / ".ci").iterdir() if os.access(path, os.X_OK) and path.is_file()}
     assert called <= scripts
-    assert called >= {"run", "ddp", "release", "containers", "apptainer", "slurm", "docs"}
+    assert called >= {"run", "ddp", "release", "containers", "apptainer", "slurm", "docs", "sanitizers", "aarch64"}
 
 
 def test_tests_run_on_every_python_that_is_promised():
@@ -175,3 +180,26 @@ def test_a_model_folder_of_the_build_context_is_installed_under_its_name(tmp_pat
     assert (tmp_path / "content/models/mine/model.json").is_file()
     missing = subprocess.run([*script, "--model", "models/yours"], capture_output=True, text=True, check=False)
     assert missing.returncode == 66 and "models/yours" in missing.stderr
+
+
+def test_a_template_comes_from_the_archive_that_is_named(tmp_path: Path):
+    place = "tpl-MNI152NLin6Asym/tpl-MNI152NLin6Asym_from-MNI152NLin2009cAsym_mode-image_xfm.h5"
+    (tmp_path / "archive" / place).parent.mkdir(parents=True)
+    (tmp_path / "archive" / place).write_bytes(b"a transform")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "archive"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as archive:
+        threading.Thread(target=archive.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{archive.server_port}/"
+        for pair, code in (
+            ("MNI152NLin2009cAsym:MNI152NLin6Asym", 0),
+            ("MNI152NLin2009cAsym:MNIInfant", TransformUnavailable("").exit_code),
+        ):
+            script = [sys.executable, ROOT / "scripts" / "image_content.py", tmp_path / "content", "--templates", pair]
+            environment = {"TEMPLATEFLOW_HOME": str(tmp_path / "cache"), "NEUROSTORM_TEMPLATEFLOW_ARCHIVE": address}
+            done = subprocess.run(
+                script, capture_output=True, text=True, check=False, env={**os.environ, **environment, "NO_PROXY": "*"}
+            )
+            assert done.returncode == code, done.stderr
+        archive.shutdown()
+    assert (tmp_path / "content" / "templateflow" / place).read_bytes() == b"a transform"
+    assert "tpl-MNIInfant_from-MNI152NLin2009cAsym_mode-image_xfm.h5 could not be fetched" in done.stderr

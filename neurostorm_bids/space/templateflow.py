@@ -74,7 +74,12 @@ def _store(chunks: Iterable[bytes], n_bytes: int, cached: Path) -> None:
 
 
 def archive() -> str:
-    """Address of TemplateFlow's archive, as its own package (which lays out its cache on import) states it."""
+    """Address of the archive: a copy that ``NEUROSTORM_TEMPLATEFLOW_ARCHIVE`` names, else TemplateFlow's own.
+
+    The latter as its package states it, which lays out its cache on import.
+    """
+    if stated := os.environ.get("NEUROSTORM_TEMPLATEFLOW_ARCHIVE"):
+        return stated.rstrip("/")
     from templateflow.conf import TF_S3_ROOT
 
     return TF_S3_ROOT
