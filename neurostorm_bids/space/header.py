@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
+from nibabel.spatialimages import HeaderDataError
 
 from neurostorm_bids.errors import AffineContradictory, AffineMissing, RepetitionTimeUnusable
 from neurostorm_bids.space.grid import apply_affine
@@ -58,7 +59,7 @@ def _qform(image: NiftiFile) -> tuple[np.ndarray | None, int]:
         return None, 0
     try:
         return image.header.get_qform(), int(image.header["qform_code"])
-    except ValueError as error:  # a quaternion that is none
+    except (ValueError, HeaderDataError) as error:  # a quaternion that is none, a handedness that is neither
         raise AffineContradictory(
             f"the header's qform is invalid ({error})", file=image.path, remedy=WRITE_AGAIN
         ) from None
