@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py coverage   do 95 % intervals cover what the trained models reach on fresh people?
     python benchmarks/evaluation.py retrieval  the same of telling people apart
     python benchmarks/evaluation.py marks      are runs marked that are unlike the training runs, and no others?
-    python benchmarks/evaluation.py speed      1,000 people, 288 features, 5 x 5 folds, 1,000 permutations
+    python benchmarks/evaluation.py speed      1,000 people, 288 features, 5 x 5 folds (-n 1000 permutations)
     python benchmarks/evaluation.py tangent    the same of functional connectivity: 4,950 features, learnt in each fold
     python benchmarks/evaluation.py where      signal in covariance, or in the mean image: does the report say so?
 
@@ -25,7 +25,7 @@ from scipy.stats import kstest
 from neurostorm_bids.cli import main as run
 from neurostorm_bids.evaluation.baselines import connectivity
 from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
-from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
+from neurostorm_bids.evaluation.learning import Features, Learner, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.metrics import metrics_of
 from neurostorm_bids.evaluation.permutation import p_value, permutations
@@ -263,19 +263,21 @@ def marks(n_evaluations: int) -> None:
     print(f"marked of 200 runs of 100 new people, 100 trained on, {n_evaluations} evaluations: {shares}")
 
 
-def speed() -> None:
+# learner -> classes and learner, where it is not the default of the kind
+LEARNERS: dict[str, tuple[tuple[str, ...], Learner | None]] = {
+    "ridge": ((), None),
+    "ridge-classifier": (("a", "b"), None),
+    "logistic": (("a", "b"), nested_logistic),
+}
+
+
+def speed(names: Sequence[str], n_permutations: int) -> None:
     """Time of one set of features, everything counted: folds, permutations, refits, metrics, intervals."""
-    for kind, classes, n_permutations in (
-        ("ridge", (), 1000),
-        ("ridge classifier", ("a", "b"), 1000),
-        ("logistic", ("a", "b"), 10),
-        ("logistic", ("a", "b"), 0),
-    ):
+    for name in names:
+        classes, learner = LEARNERS[name]
         x, values = simulated(1000, 288, 0.5, len(classes), np.random.default_rng(0))
-        learner = nested_logistic if kind == "logistic" else None
-        timed(
-            f"{kind}, 288 features", problem_of(values, classes), Features.fixed("x", "x", x), n_permutations, learner
-        )
+        features = Features.fixed("x", "x", x)
+        timed(f"{name}, 288 features", problem_of(values, classes), features, n_permutations, learner)
 
 
 def timed(what: str, problem: Problem, features: Features, n_permutations: int, learner=None) -> None:
@@ -333,9 +335,10 @@ def main() -> None:
     runs = {"null": null, "retrieval": retrieval, "marks": marks}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*runs, "coverage", "speed", "tangent", "where"))
-    parser.add_argument("-n", type=int, default=200, help="evaluations, or permutations of tangent (default 200)")
+    parser.add_argument("-n", type=int, default=200, help="evaluations; permutations of speed, tangent (default 200)")
     parser.add_argument("--family", nargs="+", default=list(FAMILIES), choices=list(FAMILIES), help="of coverage")
     parser.add_argument("--people", nargs="+", type=int, default=[60, 200], help="of coverage (default 60 200)")
+    parser.add_argument("--learner", nargs="+", default=list(LEARNERS), choices=list(LEARNERS), help="of speed")
     arguments = parser.parse_args()
     if arguments.what in runs:
         runs[arguments.what](arguments.n)
@@ -344,7 +347,7 @@ def main() -> None:
     elif arguments.what == "tangent":
         tangent(arguments.n)
     else:
-        speed() if arguments.what == "speed" else where(80)
+        speed(arguments.learner, arguments.n) if arguments.what == "speed" else where(80)
 
 
 if __name__ == "__main__":
