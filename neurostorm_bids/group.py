@@ -13,7 +13,7 @@ from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, NeurostormError, Nothin
 from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.inputs.datasets import locate
 from neurostorm_bids.inputs.participants import read_participants
-from neurostorm_bids.outputs.dataset import check_own_folder
+from neurostorm_bids.outputs.dataset import check_no_way_out, check_own_folder
 from neurostorm_bids.report.group import write_group_report
 from neurostorm_bids.report.results import reported_participants
 from neurostorm_bids.settings import Settings
@@ -21,6 +21,7 @@ from neurostorm_bids.settings import Settings
 
 def run_group(settings: Settings) -> int:
     """Run the group workflow that the settings name, then write the group report; returns the exit code."""
+    check_no_way_out(settings.output_dir)
     if settings.reports_only:
         _require_results(settings.output_dir)
         return report(settings)

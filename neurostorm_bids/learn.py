@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import platform
 import shutil
 import sys
@@ -52,6 +51,9 @@ from neurostorm_bids.training.targets import Labels, read_labels
 PRETRAIN_EPOCHS, PRETRAIN_BATCH, PRETRAIN_RATE = 30, 8, 1e-3
 # what may differ between a training and its resumption
 FREE = {"resume", "quiet", "verbose", "debug", "workers", "nprocs", "omp_nthreads", "mem_mb", "checkpoint_every"}
+
+
+TESTED = "tested.pt"
 
 
 # --- pretraining ------------------------------------------------------------------------------------------------
@@ -220,17 +222,25 @@ class _Tested:
 
     def keep(self, place: Place) -> None:
         """Write it beside the point of resume, before the model is put in its place."""
-        with replacing(place.state / "tested.pkl") as handle:
-            pickle.dump((place.identity, self), handle)
+        clips = [
+            (clip.participant, clip.run, clip.first_frame, clip.truth, torch.as_tensor(clip.outputs))
+            for clip in self.test
+        ]
+        content = {"identity": place.identity, "target": asdict(self.target), "clips": clips}
+        with replacing(place.state / TESTED) as handle:
+            torch.save(content, handle)
 
     @classmethod
     def kept(cls, place: Place) -> _Tested | None:
         """What an earlier call of the same training kept; None where its figures were written, or it is gone."""
-        path = place.state / "tested.pkl"
+        path = place.state / TESTED
         if not path.is_file():
             return None
-        identity, tested = pickle.loads(path.read_bytes())  # of our own work folder, as the point of resume is
-        return tested if identity == place.identity else None
+        content = torch.load(path, weights_only=True)  # data alone: nothing in it runs
+        if content["identity"] != place.identity:
+            return None
+        clips = tuple(ClipOutput(*values, outputs.numpy()) for *values, outputs in content["clips"])
+        return cls(Target(**content["target"]), clips)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -39,7 +39,7 @@ from neurostorm_bids.outputs import (
     write_dataset_files,
     write_text,
 )
-from neurostorm_bids.outputs.dataset import check_own_folder, write_bidsignore
+from neurostorm_bids.outputs.dataset import check_no_way_out, check_own_folder, write_bidsignore
 from neurostorm_bids.outputs.names import APP_DESC
 from neurostorm_bids.plan import describe_plan, memory_of_run_mb
 from neurostorm_bids.process import Job, ModelRequest, model_record, run_task
@@ -173,6 +173,7 @@ def _open_output(settings: Settings, selection: Selection, models: Sequence[Mode
             file=settings.output_dir,
             remedy="Name another OUTPUT_DIR, or change its permissions",
         ) from None
+    check_no_way_out(settings.output_dir, sorted({run.participant for run in selection.runs}))
     write_dataset_files(settings.output_dir, selection.sources, [model_record(model) for model in models])
 
 
@@ -295,6 +296,7 @@ def rebuild_reports(settings: Settings) -> int:
         The folder has no results of the participants that were asked for.
     """
     check_own_folder(settings.output_dir / "dataset_description.json")
+    check_no_way_out(settings.output_dir)
     there = reported_participants(settings.output_dir)
     labels = [label for label in there if not settings.participant_label or label in settings.participant_label]
     if not labels:

@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_workflow import settings_for, succeed, tasks
@@ -104,7 +105,11 @@ def test_nothing_is_trained_without_a_run_that_only_the_disk_refused(tmp_path, m
 def test_what_a_fold_was_tested_on_is_kept_for_this_training_alone(tmp_path):
     place = learn.Place(state=tmp_path / "state", logs=tmp_path / "logs", identity="one")
     assert learn._Tested.kept(place) is None
-    learn._Tested(learn.Target("age", "regression"), ()).keep(place)
+    target = learn.Target("sex", "classification", classes=("F", "M"), temperature=1.5)
+    clips = (learn.ClipOutput("01", "run", 3, "F", np.array([0.5], np.float32)),)
+    learn._Tested(target, clips).keep(place)
     kept = learn._Tested.kept(place)
-    assert kept is not None and kept.target.name == "age"
+    assert kept is not None and kept.target == target
+    assert (kept.test[0].run, kept.test[0].first_frame, kept.test[0].truth) == ("run", 3, "F")
+    assert np.array_equal(kept.test[0].outputs, clips[0].outputs) and kept.test[0].outputs.dtype == np.float32
     assert learn._Tested.kept(learn.replace(place, identity="another")) is None

@@ -221,3 +221,44 @@ def write_citation(output_dir: Path) -> None:
 def citation_text() -> str:
     """Methods text with citation keys, for ``--boilerplate-only`` and ``logs/CITATION.md``."""
     return _template("CITATION.md").format(version=__version__)
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+def check_no_way_out(output_dir: Path, labels: Iterable[str] = ()) -> None:
+    """Refuse an output folder in which a link leads a folder of ours elsewhere: nothing is written through it.
+
+    Links of files are harmless, since every file is replaced and not written into. The folders of the participants
+    ``labels`` are looked at, and those that belong to nobody.
+
+    Raises
+    ------
+    OutputNotWritable
+        Naming the link.
+    """
+    root = output_dir.resolve()
+    heads = [output_dir / f"sub-{label}" for label in labels]
+    heads += [path for path in _folders_in(output_dir) if not path.name.startswith("sub-")]
+    for folder in (found for head in heads for found in _with_folders_below(head, depth=3)):
+        if folder.is_symlink() and not folder.resolve().is_relative_to(root):
+            raise OutputNotWritable(
+                "is a link that leads out of the output folder",
+                file=folder,
+                expected="folders, and links within it",
+                remedy="remove the link; to have results elsewhere name that place as OUTPUT_DIR",
+            )
+
+
+def _with_folders_below(folder: Path, depth: int) -> Iterable[Path]:
+    yield folder
+    if depth and not folder.is_symlink():
+        for below in _folders_in(folder):
+            yield from _with_folders_below(below, depth - 1)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]

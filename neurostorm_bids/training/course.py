@@ -133,7 +133,7 @@ def train(
     with warnings.catch_warnings(), products:
         warnings.filterwarnings("ignore", message=".*(does not have many workers|not resumable|eval mode|isinstance).*")
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=False)
+            trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             raise _advised(error, module, train_data, course) from error
     best.restore(module)
