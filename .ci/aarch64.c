@@ -68,7 +68,8 @@ int main(void)
     fill(u, ROWS * CHANNELS, 0, 1), fill(delta, ROWS * CHANNELS, -3, 2), fill(z, ROWS * CHANNELS, 0, 2);
     fill(b, ROWS * STATES, 0, 1), fill(c, ROWS * STATES, 0, 1), fill(a, CHANNELS * STATES, -4, 3.5);
     fill(skip, CHANNELS, 1, 0.1), fill(bias, CHANNELS, 0, 0.1), fill(grad_y, ROWS * CHANNELS, 0, 1);
-    ns_scan scan = {BATCH, LENGTH, CHANNELS, STATES, u, delta, a, b, c, skip, z, bias, y};
+    float *starts = malloc(sizeof(float) * (size_t)kernels->scan_starts(BATCH, LENGTH, CHANNELS, STATES));
+    ns_scan scan = {BATCH, LENGTH, CHANNELS, STATES, u, delta, a, b, c, skip, z, bias, y, starts};
     ns_scan_gradients to = {grad_y, grad[0], grad[1], grad[2], grad[3], grad[4], grad[5], grad[6], grad[7]};
     if (kernels->scan_forward(&scan, 1) || kernels->scan_backward(&scan, &to, 1))
         return 2;

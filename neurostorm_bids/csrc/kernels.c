@@ -22,6 +22,7 @@ const ns_kernels NAME(NS_ISA) = {
     .merge = merge,
     .run_steps = run_steps,
     .scan_forward = scan_forward,
+    .scan_starts = scan_starts,
     .scan_backward = scan_backward,
     .write_frames = write_frames,
     .sum_frames = sum_frames,

@@ -62,6 +62,7 @@ typedef struct {
     int32_t batch, length, channels, states;
     const float *u, *delta, *a, *b, *c, *skip, *z, *delta_bias;
     float *y;
+    float *starts; /* scan_starts floats that the forward writes and the backward reads; NULL where no backward follows */
 } ns_scan;
 
 /* Gradients that scan_backward writes, shaped like what they are of; grad_y is given */
@@ -92,6 +93,7 @@ typedef struct {
                  const float *time, float *merged, int32_t threads);
     int (*run_steps)(const ns_step *steps, int32_t count, int32_t threads);
     int (*scan_forward)(const ns_scan *scan, int32_t threads);
+    int64_t (*scan_starts)(int32_t batch, int32_t length, int32_t channels, int32_t states);
     int (*scan_backward)(const ns_scan *scan, const ns_scan_gradients *gradients, int32_t threads);
     void (*write_frames)(const ns_frames *frames, const int64_t *voxels, float mean, float sd, float *scratch, float *clip);
     int64_t (*sum_frames)(const ns_frames *frames, int begins, float *minimum, double *first, double *deviation, double *square);

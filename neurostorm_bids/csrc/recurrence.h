@@ -11,7 +11,38 @@ typedef struct {
     atomic_int failed;
 } scan_job;
 
+#define STRETCH 32 /* rows whose states the backward computes anew from the one before them */
+
 static int groups_in(int channels) { return (channels + W - 1) / W; }
+static int stretches_in(int length) { return (length + STRETCH - 1) / STRETCH; }
+
+static int64_t scan_starts(int32_t batch, int32_t length, int32_t channels, int32_t states)
+{
+    return (int64_t)batch * groups_in(channels) * stretches_in(length) * states * W;
+}
+
+/* States of one group of one window before each stretch */
+static float *starts_of(const ns_scan *s, int window, int group)
+{
+    return s->starts + ((int64_t)window * groups_in(s->channels) + group) * stretches_in(s->length) * s->states * W;
+}
+
+/* The rows of a group, stretch by stretch where the states between them are wanted */
+static void scan_stretches(const scan_job *job, int window, int group, const scan_rows *all, float *state)
+{
+    const ns_scan *s = job->scan;
+    size_t row = (size_t)s->states * W;
+    int at_once = s->starts ? STRETCH : all->rows;
+    for (int from = 0; from < all->rows; from += at_once) {
+        scan_rows x = *all;
+        x.rows = all->rows - from < at_once ? all->rows - from : at_once;
+        x.u += from * x.channel_stride, x.delta += from * x.channel_stride, x.y += from * x.y_stride;
+        x.b += (int64_t)from * x.bc_stride, x.c += (int64_t)from * x.bc_stride;
+        if (s->starts)
+            memcpy(starts_of(s, window, group) + from / STRETCH * row, state, sizeof(float) * row);
+        scan_group(&job->weights, group, &x, state);
+    }
+}
 
 /* Columns [from, from + lanes) of (rows, stride) as (rows, W), zeros beyond */
 static void take_lanes(int rows, const float *x, int64_t stride, int lanes, float *out)
@@ -48,7 +79,7 @@ static void scan_item(scan_job *job, int window, int group, float *scratch)
     scan_rows rows = {.rows = length, .u = u, .delta = step, .b = s->b + (int64_t)window * length * s->states,
                       .c = s->c + (int64_t)window * length * s->states, .channel_stride = W, .bc_stride = s->states,
                       .y = y, .y_stride = W};
-    scan_group(&job->weights, group, &rows, state);
+    scan_stretches(job, window, group, &rows, state);
     if (s->z) {
         float *z = step; /* no longer needed */
         take_lanes(length, s->z + at, s->channels, lanes, z);
@@ -91,15 +122,11 @@ static int scan_forward(const ns_scan *scan, int32_t threads)
  *     dC[t] = sum over channels of g h[t]        dB[t] = sum over channels of p step u        dstep = sum over n of e A + q u
  *     du = q step + g D                          dA = sum over rows and windows of e step     q = sum over n of p B,  e = p h[t-1] a
  *
- * States are not kept from the forward pass: one more pass saves the state before every STRETCH rows, and each stretch computes
- * its states anew. Sums over channels go from group to group, sums over windows from window to window, whoever computes them.
+ * The forward pass keeps the state before every STRETCH rows, and each stretch computes its states anew. Sums over channels go from group to group, sums over windows from window to window, whoever computes them.
  */
-#define STRETCH 32
-
 /* Rows of one group while its gradients are computed, (rows, W) each; `states` vectors a row in the last three */
 typedef struct {
     float *u, *step, *slope, *y, *grad; /* slope: d step / d delta; grad: of y before the gate, after skip */
-    float *starts;                      /* state before each stretch */
     float *states, *decays;             /* (STRETCH + 1), (STRETCH) rows */
     float *grad_b, *grad_c;             /* one row, padded to whole vectors of states */
 } backward_scratch;
@@ -164,10 +191,10 @@ typedef struct {
 
 static float *lay_out_backward(int length, int states, backward_scratch *s, float *at)
 {
-    int stretches = (length + STRETCH - 1) / STRETCH, row = states * W;
+    int row = states * W;
 #define TAKE(field, floats) s->field = at, at += padded((int)(floats), LINE)
     TAKE(u, length * W), TAKE(step, length * W), TAKE(slope, length * W), TAKE(y, length * W), TAKE(grad, length * W);
-    TAKE(starts, stretches * row), TAKE(states, (STRETCH + 1) * row), TAKE(decays, STRETCH * row);
+    TAKE(states, (STRETCH + 1) * row), TAKE(decays, STRETCH * row);
     TAKE(grad_b, padded(states, W)), TAKE(grad_c, padded(states, W));
 #undef TAKE
     return at;
@@ -188,26 +215,10 @@ static void load_rows(const ns_scan *s, const float *grad_y, int64_t at, int gro
     sigmoid((int64_t)s->length * W, to->slope);
 }
 
-/* Forward once more: y before skip, and the state before each stretch */
-INLINE void forward_again(const int states, const scan_weights *w, int group, const scan_rows *x, backward_scratch *s)
+/* dz of rows [from, to), and grad becomes the gradient before the gate */
+static void reverse_gate(const ns_scan *s, float *grad_z, int64_t at, int from, int to, int lanes, vf skip, backward_scratch *r)
 {
-    const float *decay = w->decay + group * W;
-    float *state = s->states;
-    memset(state, 0, sizeof(float) * (size_t)states * W);
-    for (int t = 0; t < x->rows; t++) {
-        vf step = v_load(s->step + t * W), u = v_load(s->u + t * W);
-        if (t % STRETCH == 0)
-            memcpy(s->starts + t / STRETCH * states * W, state, sizeof(float) * (size_t)states * W);
-        vf y = recompute_row(states, decay, w->stride, step, step * u, x->b + t * x->bc_stride, x->c + t * x->bc_stride, state,
-                             state, NULL);
-        v_store(s->y + t * W, y);
-    }
-}
-
-/* dz, and grad becomes the gradient before the gate */
-static void reverse_gate(const ns_scan *s, float *grad_z, int64_t at, int lanes, vf skip, backward_scratch *r)
-{
-    for (int t = 0; t < s->length; t++) {
+    for (int t = from; t < to; t++) {
         vf z = v_load_n(s->z + at + (int64_t)t * s->channels, lanes), grad = v_load(r->grad + t * W);
         vf slope = z;
         sigmoids(1, &slope);
@@ -225,10 +236,20 @@ static void add_states(int states, const float *row, float *sum, int set)
         v_store(sum + n, set ? v_load(row + n) : (vf)(v_load(sum + n) + v_load(row + n)));
 }
 
-INLINE void reverse_group(const int states, const scan_weights *w, int group, const scan_rows *x, backward_scratch *s,
-                          float *partial_b, float *partial_c, int set, float *grad_u, float *grad_delta, int64_t stride, int lanes,
-                          float *grad_channels)
+/* Where the gradients of one group of one window go */
+typedef struct {
+    float *b, *c;          /* sums over channels, (length, states padded to W); the first group sets them */
+    int set;
+    float *u, *delta, *z;  /* (length, stride), the first `lanes` of each row; z may be NULL */
+    int64_t stride, at;    /* at: of the first row in z */
+    int lanes;
+    float *channels;       /* dA, dD, d delta_bias */
+} group_gradients;
+
+INLINE void reverse_group(const int states, const backward_job *job, int group, const scan_rows *x, const float *starts,
+                          backward_scratch *s, const group_gradients *grads)
 {
+    const scan_weights *w = &job->job.weights;
     float adjoint[MOST_STATES * W] __attribute__((aligned(64))), grad_a[MOST_STATES * W] __attribute__((aligned(64)));
     int row = states * W, sums = padded(states, W);
     vf skip = *(const vf *)(w->skip + group * W), grad_skip = v_zero(), grad_bias = v_zero();
@@ -236,31 +257,34 @@ INLINE void reverse_group(const int states, const scan_weights *w, int group, co
     memset(grad_a, 0, sizeof(float) * (size_t)row);
     for (int from = (x->rows - 1) / STRETCH * STRETCH; from >= 0; from -= STRETCH) {
         int to = from + STRETCH < x->rows ? from + STRETCH : x->rows;
-        memcpy(s->states, s->starts + from / STRETCH * row, sizeof(float) * (size_t)row);
+        memcpy(s->states, starts + from / STRETCH * row, sizeof(float) * (size_t)row);
         for (int t = from; t < to; t++) {
             vf step = v_load(s->step + t * W), u = v_load(s->u + t * W);
             float *before = s->states + (t - from) * row;
-            recompute_row(states, w->decay + group * W, w->stride, step, step * u, x->b + t * x->bc_stride,
-                          x->c + t * x->bc_stride, before, before + row, s->decays + (t - from) * row);
+            vf y = recompute_row(states, w->decay + group * W, w->stride, step, step * u, x->b + t * x->bc_stride,
+                                 x->c + t * x->bc_stride, before, before + row, s->decays + (t - from) * row);
+            v_store(s->y + t * W, y);
         }
+        if (grads->z)
+            reverse_gate(job->job.scan, grads->z, grads->at, from, to, grads->lanes, skip, s);
         for (int t = to - 1; t >= from; t--) {
             row_gradients r = {.u = v_load(s->u + t * W), .step = v_load(s->step + t * W), .grad = v_load(s->grad + t * W)};
             r.drive = r.step * r.u;
             reverse_row(states, w->a + group * W, w->stride, &r, x->b + t * x->bc_stride, x->c + t * x->bc_stride,
                         s->states + (t - from) * row, s->decays + (t - from) * row, adjoint, grad_a, s->grad_b, s->grad_c);
-            add_states(states, s->grad_b, partial_b + (int64_t)t * sums, set);
-            add_states(states, s->grad_c, partial_c + (int64_t)t * sums, set);
+            add_states(states, s->grad_b, grads->b + (int64_t)t * sums, grads->set);
+            add_states(states, s->grad_c, grads->c + (int64_t)t * sums, grads->set);
             vf grad_raw = v_fma(r.drive_grad, r.u, r.step_grad) * v_load(s->slope + t * W);
-            v_store_n(grad_u + t * stride, v_fma(r.drive_grad, r.step, r.grad * skip), lanes);
-            v_store_n(grad_delta + t * stride, grad_raw, lanes);
+            v_store_n(grads->u + t * grads->stride, v_fma(r.drive_grad, r.step, r.grad * skip), grads->lanes);
+            v_store_n(grads->delta + t * grads->stride, grad_raw, grads->lanes);
             grad_skip = v_fma(r.grad, r.u, grad_skip);
             grad_bias += grad_raw;
         }
     }
     for (int n = 0; n < states; n++)
-        v_store(grad_channels + n * w->stride, v_load(grad_a + n * W));
-    v_store(grad_channels + states * w->stride, grad_skip);
-    v_store(grad_channels + (states + 1) * w->stride, grad_bias);
+        v_store(grads->channels + n * w->stride, v_load(grad_a + n * W));
+    v_store(grads->channels + states * w->stride, grad_skip);
+    v_store(grads->channels + (states + 1) * w->stride, grad_bias);
 }
 
 static void backward_item(backward_job *b, int window, int group, backward_scratch *scratch)
@@ -270,25 +294,17 @@ static void backward_item(backward_job *b, int window, int group, backward_scrat
     int lanes = s->channels - group * W < W ? s->channels - group * W : W, sums = padded(s->states, W);
     int64_t at = (int64_t)window * s->length * s->channels + group * W, bc = (int64_t)window * s->length * s->states;
     int64_t part = ((int64_t)window * b->shared_groups + group % b->shared_groups) * s->length * sums;
-    float *grad_channels = b->partial_channels + (int64_t)window * (s->states + 2) * w->stride + group * W;
     scan_rows rows = {.rows = s->length, .b = s->b + bc, .c = s->c + bc, .bc_stride = s->states};
-    int set = b->shared_groups > 1 || group == 0;
+    group_gradients grads = {
+        .b = b->partial_b + part, .c = b->partial_c + part, .set = b->shared_groups > 1 || group == 0,
+        .u = b->to->grad_u + at, .delta = b->to->grad_delta + at, .z = s->z ? b->to->grad_z : NULL, .stride = s->channels,
+        .at = at, .lanes = lanes,
+        .channels = b->partial_channels + (int64_t)window * (s->states + 2) * w->stride + group * W};
     load_rows(s, b->to->grad_y, at, group, lanes, scratch);
-#define FOR_STATES(states)                                                                                                  \
-    do {                                                                                                                    \
-        if (s->z) {                                                                                                         \
-            forward_again(states, w, group, &rows, scratch);                                                                \
-            reverse_gate(s, b->to->grad_z, at, lanes, *(const vf *)(w->skip + group * W), scratch);                         \
-        } else                                                                                                              \
-            forward_again(states, w, group, &rows, scratch);                                                                \
-        reverse_group(states, w, group, &rows, scratch, b->partial_b + part, b->partial_c + part, set, b->to->grad_u + at, \
-                      b->to->grad_delta + at, s->channels, lanes, grad_channels);                                           \
-    } while (0)
     if (s->states == 16)
-        FOR_STATES(16);
+        reverse_group(16, b, group, &rows, starts_of(s, window, group), scratch, &grads);
     else
-        FOR_STATES(s->states);
-#undef FOR_STATES
+        reverse_group(s->states, b, group, &rows, starts_of(s, window, group), scratch, &grads);
 }
 
 static void sum_over_groups(const backward_job *b, int window)

@@ -204,34 +204,37 @@ def _pack_block(kernels: Kernels, block: Block) -> Packed:
 
 
 class _CompiledScan(torch.autograd.Function):
-    """Keeps only its inputs; the kernel computes the states again in the backward."""
+    """Keeps its inputs and a state in 32; the kernel computes those between again in the backward."""
 
     @staticmethod
     def forward(ctx, kernels: Kernels, *inputs: Tensor | None) -> Tensor:
         contiguous = [None if tensor is None else tensor.contiguous() for tensor in inputs]
-        ctx.save_for_backward(*contiguous)
+        u, states = contiguous[0], contiguous[2].shape[1]
+        starts = kernels.scan_starts(*u.shape, states) if any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(*contiguous, starts)
         ctx.kernels = kernels
-        y = torch.empty_like(contiguous[0])  # (w, l, d)
-        kernels.scan_forward(_scan_arguments(contiguous, y))
+        y = torch.empty_like(u)  # (w, l, d)
+        kernels.scan_forward(_scan_arguments(contiguous, y, starts))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
+        *inputs, starts = ctx.saved_tensors
         make = torch.empty_like if grad_y.numel() else torch.zeros_like
         grads = [None if tensor is None else make(tensor) for tensor in inputs]
         if grad_y.numel():
             gradients = ScanGradients(grad_y=grad_y.contiguous(), **dict(zip(GRADIENTS, grads, strict=True)))
-            ctx.kernels.scan_backward(_scan_arguments(inputs, grad_y), gradients)
+            ctx.kernels.scan_backward(_scan_arguments(inputs, grad_y, starts), gradients)
         return None, *grads
 
 
-def _scan_arguments(inputs: Sequence[Tensor | None], y: Tensor) -> ScanArguments:
+def _scan_arguments(inputs: Sequence[Tensor | None], y: Tensor, starts: Tensor | None) -> ScanArguments:
     windows, length, channels = y.shape
     tensors = dict(zip(INPUTS, inputs, strict=True))
     y = y if y.is_contiguous() else None
-    return ScanArguments(batch=windows, length=length, channels=channels, states=inputs[2].shape[1], y=y, **tensors)
+    sizes = {"batch": windows, "length": length, "channels": channels, "states": inputs[2].shape[1]}
+    return ScanArguments(**sizes, y=y, starts=starts, **tensors)
 
 
 def _block_weights(block: Block) -> BlockWeights:

@@ -80,7 +80,7 @@ class Step(_Structure):
 class ScanArguments(_Structure):
     """ns_scan"""
 
-    _fields_ = (*_ints("batch length channels states"), *_pointers("u delta a b c skip z delta_bias y"))
+    _fields_ = (*_ints("batch length channels states"), *_pointers("u delta a b c skip z delta_bias y starts"))
 
 
 class ScanGradients(_Structure):
@@ -103,6 +103,7 @@ class _Functions(ctypes.Structure):
         ("merge", ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(_Size4), *[c_void_p] * 4, c_int32)),
         ("run_steps", ctypes.CFUNCTYPE(c_int, POINTER(Step), c_int32, c_int32)),
         ("scan_forward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), c_int32)),
+        ("scan_starts", ctypes.CFUNCTYPE(c_int64, *[c_int32] * 4)),
         ("scan_backward", ctypes.CFUNCTYPE(c_int, POINTER(ScanArguments), POINTER(ScanGradients), c_int32)),
         (
             "write_frames",
@@ -170,6 +171,10 @@ class Kernels:
     def scan_forward(self, arguments: ScanArguments) -> None:
         """The scan alone."""
         _check(self._functions.scan_forward(arguments, threads()))
+
+    def scan_starts(self, batch: int, length: int, channels: int, states: int) -> Tensor:
+        """Memory for the states that the forward keeps for the backward."""
+        return torch.empty(self._functions.scan_starts(batch, length, channels, states))
 
     def scan_backward(self, arguments: ScanArguments, gradients: ScanGradients) -> None:
         """Gradients of the scan's inputs."""
