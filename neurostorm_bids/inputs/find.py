@@ -180,7 +180,8 @@ def _participants(settings: Settings, scope: Scope, reader: Reader) -> tuple[lis
     labels = [label.removeprefix("sub-") for label in settings.participant_label]
     asked = [label for label in dict.fromkeys(labels) if any(reader.folder(root, label).is_dir() for root in roots)]
     if labels and asked:
-        absent = [label for label in dict.fromkeys(labels) if label not in asked]
+        there = set(asked)  # a biobank's worth of labels may be asked for
+        absent = [label for label in dict.fromkeys(labels) if label not in there]
         return sorted(asked), [_absent("participant", absent, roots)] if absent else []
     everybody = sorted({label for root in roots for label in reader.participants(root)})
     if labels:
