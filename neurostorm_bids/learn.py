@@ -392,7 +392,10 @@ def _column(roots: Sequence[Path], name: str, option: str) -> dict[str, str]:
     table = read_participants(path or roots[0] / "participants.tsv")
     if name not in table:
         raise UsageError(
-            f"{option} {name}: there is no such column", file=path, expected=f"one of {', '.join(map(str, table))}"
+            f"{option} {name}: there is no such column",
+            file=path,
+            expected=f"one of {', '.join(map(str, table))}",
+            remedy=f"Check {option}",
         )
     return {str(label): value if value != value else str(value) for label, value in table[name].items()}
 

@@ -286,7 +286,7 @@ def read_config(path: Path) -> list[str]:
 
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigUnreadable(
             f"cannot be read as TOML: {error}", file=path, remedy="Mend it or leave out --config-file"
         ) from None

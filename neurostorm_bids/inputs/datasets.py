@@ -11,6 +11,7 @@ from typing import Literal
 
 from neurostorm_bids.errors import DatasetAmbiguous, DatasetMissing, NeurostormError
 from neurostorm_bids.inputs.names import io_spec
+from neurostorm_bids.inputs.presence import is_folder
 from neurostorm_bids.inputs.runs import Source
 from neurostorm_bids.inputs.sidecars import Metadata, read_json
 
@@ -130,7 +131,7 @@ def _kind(root: Path, description: Metadata, pipeline: str | None) -> Kind:
 
 def _some_names(root: Path) -> list[str] | None:
     with os.scandir(root) as entries:
-        folders = sorted(entry.path for entry in entries if entry.name.startswith("sub-") and entry.is_dir())
+        folders = sorted(entry.path for entry in entries if entry.name.startswith("sub-") and is_folder(entry))
     if not folders:
         return None
     return [name for folder in folders[:PEEKED_PARTICIPANTS] for _, _, names in os.walk(folder) for name in names]

@@ -223,8 +223,22 @@ def _selection(settings: Settings, scope: Scope, found: Sequence[Found], warning
     ):
         absent = [label for label in asked if label.removeprefix("ses-").removeprefix("task-") not in seen]
         warnings += [f"no usable run of {kind} {_some(absent)} in {roots[0]}"] if absent else []
+    warnings += _colliding(run.name for run in runs)
     sources = tuple(dataset.source for dataset in scope.derivatives)
     return Selection(runs, rejected, (*scope.warnings, *warnings), sources, scope.raw.root if scope.raw else None)
+
+
+def _colliding(names: Iterable[str]) -> list[str]:
+    """Runs whose results a file system that ignores case (macOS, Windows) would take for one another's."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.lower(), []).append(name)
+    return [
+        f"{' and '.join(same)} differ in case alone: on a file system that ignores case their results would replace "
+        "each other. Rename one of them"
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def none_usable(rejected: Iterable[NeurostormError], root: Path) -> NoUsableRun:

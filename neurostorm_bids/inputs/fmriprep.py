@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from neurostorm_bids.errors import NeurostormError
+from neurostorm_bids.errors import NeurostormError, RunUnusable
 from neurostorm_bids.inputs.datasets import locate
 from neurostorm_bids.inputs.explain import all_faulty, no_functional_files, no_volume
 from neurostorm_bids.inputs.groups import Group, grouped, is_concatenation, run_entities, short_names
 from neurostorm_bids.inputs.images import Images, asked, images_of, nearest
-from neurostorm_bids.inputs.names import io_spec
+from neurostorm_bids.inputs.names import io_spec, is_bids_name
 from neurostorm_bids.inputs.presence import fault_of
 from neurostorm_bids.inputs.queries import WITHIN_RUN
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, Source, TransformFile
 from neurostorm_bids.inputs.sidecars import Metadata, mean_removed, merged, repetition_time, start_time
 from neurostorm_bids.inputs.transforms import anatomical, transforms_of
-from neurostorm_bids.inputs.tree import File, participant_files, participant_folder, participants_of
+from neurostorm_bids.inputs.tree import VOLUMES, File, participant_files, participant_folder, participants_of
 
 INVERTED_REFERENCES = "23.2.0"
 WARN_INVERTED = (
@@ -33,16 +35,17 @@ class Participant:
 
     request: Request
     func: tuple[Group, ...]
+    misnamed: tuple[RunUnusable, ...]
     anat: dict[str | None, tuple[list[TransformFile], list[str]]]  # by session
 
 
 def read_participant(participant: str, request: Request) -> Found:
     """Runs of one participant in all datasets of the scope, one ``BoldRun`` a scanner run."""
     person = _gather(participant, request)
-    if not person.func:
+    if not person.func and not person.misnamed:
         return _without_runs(participant, request)
     runs: list[BoldRun] = []
-    rejected: list[NeurostormError] = []
+    rejected: list[NeurostormError] = [*person.misnamed]
     unselected: list[str] = []
     warnings: list[str] = []
     for group in person.func:
@@ -70,17 +73,36 @@ def _without_runs(participant: str, request: Request) -> Found:
 
 
 def _gather(participant: str, request: Request) -> Participant:
-    files = [
+    found = [
         file
         for rank, dataset in enumerate(request.scope.derivatives)
         for file in participant_files(dataset.root, participant, rank, request.database_dir)
     ]
+    files = [file for file in found if is_bids_name(os.path.basename(file.path))]  # noqa: PTH119 - a million names
     groups = tuple(grouped(file for file in files if file.entities["datatype"] == "func"))
     anat = [file for file in files if file.entities["datatype"] == "anat"]
     query = request.queries.wanted["anat_transform"]
     sessions = {group.entities.get("session") for group in groups}
     return Participant(
-        request, groups, {session: transforms_of(anatomical(anat, session), query) for session in sessions}
+        request,
+        groups,
+        _misnamed(found),
+        {session: transforms_of(anatomical(anat, session), query) for session in sessions},
+    )
+
+
+def _misnamed(files: Iterable[File]) -> tuple[RunUnusable, ...]:
+    """An error for each volume whose name could be taken for that of another run."""
+    names = [file.path for file in files if file.path.endswith(VOLUMES)]
+    return tuple(
+        RunUnusable(
+            "its name is no BIDS name",
+            file=path,
+            expected="entities whose labels are letters and digits (or +), such as task-rest",
+            remedy="Rename the files of this run",
+        )
+        for path in names
+        if not is_bids_name(os.path.basename(path))  # noqa: PTH119
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from neurostorm_bids.errors import DatasetMissing, NeurostormError, RunUnusable
 from neurostorm_bids.inputs.datasets import Dataset, Scope
 from neurostorm_bids.inputs.names import io_spec
-from neurostorm_bids.inputs.presence import fault_of
+from neurostorm_bids.inputs.presence import fault_of, is_folder
 from neurostorm_bids.inputs.reader import Found, Reader, Request
 from neurostorm_bids.inputs.runs import BoldRun, MotionFile, Source
 from neurostorm_bids.inputs.sidecars import read_json, repetition_time
@@ -151,7 +151,7 @@ def _top_folders(
 ) -> Mapping[str, tuple[str, ...]]:
     """Names of the folders of each participant: a dataset of 40,000 is listed once."""
     with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
     listed: dict[str, tuple[str, ...]] = {}
     for name in names:
         label, _ = parse(name)
@@ -170,7 +170,7 @@ def holds(root: Path, patterns: Iterable[str], peeked: int | None = None) -> boo
     if not root.is_dir():
         return False
     with os.scandir(root) as entries:
-        folders = (Path(entry.path) for entry in entries if entry.is_dir())
+        folders = (Path(entry.path) for entry in entries if is_folder(entry))
         return any(any(_places(folder, patterns)) for folder in islice(folders, peeked))
 
 

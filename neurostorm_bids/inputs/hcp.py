@@ -22,6 +22,7 @@ from neurostorm_bids.inputs.folders import (
     ordered,
     stated_t_r_s,
 )
+from neurostorm_bids.inputs.presence import is_folder
 from neurostorm_bids.inputs.reader import Request
 from neurostorm_bids.inputs.runs import BoldImage, BoldRun, Source
 
@@ -76,7 +77,7 @@ def candidates(place: Place) -> Iterator[Candidate]:
     if not results.is_dir():
         return
     with os.scandir(results) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+        names = sorted(entry.name for entry in entries if is_folder(entry))
     for name in names:
         pools = "CONCAT" in name or any(re.match(rf"{re.escape(name)}(\d|_)", other) for other in names)
         if pools and _volume(results / name, denoised=True) is None:

@@ -8,6 +8,7 @@ texts, ``None`` (the entity is absent) or ``"*"`` (present, whatever its value).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -60,6 +61,18 @@ def grammar() -> tuple[tuple[str, Any], ...]:
     for config in (Config.load("bids"), Config.load("derivatives"), extra):
         entities.update(config.entities)
     return tuple((name, entity.regex) for name, entity in entities.items() if name not in ("fmap", "scans"))
+
+
+def is_bids_name(name: str) -> bool:
+    """Whether a file name is made of entities, a suffix and an extension: others would be read in part only.
+
+    >>> is_bids_name("sub-01_task-rest_bold.nii.gz"), is_bids_name("sub-01_task-at rest_bold.nii.gz")
+    (True, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
+_NAME = re.compile(r"(?:[0-9a-zA-Z]+-[0-9a-zA-Z+]+_)+[0-9a-zA-Z]+(?:-[0-9a-zA-Z+]+)?(?:\.[0-9a-zA-Z]+)+")
 
 
 def parse_name(name: str, datatype: str | None = None) -> Entities:

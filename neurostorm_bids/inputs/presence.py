@@ -50,6 +50,14 @@ def _absent(file: Path, error: OSError) -> NeurostormError:
     return not_fetched(file) if file.is_symlink() else FileUnreadable("cannot be found", file=file)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder; a link that leads back to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def not_fetched(path: Path) -> FileNotFetched:
     """The error for a file of a DataLad dataset whose content is elsewhere."""
     return FileNotFetched(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from neurostorm_bids.inputs.database import indexed_paths
 from neurostorm_bids.inputs.names import Entities, asked_suffixes, parse_name
+from neurostorm_bids.inputs.presence import is_folder
 
 DATATYPES = ("func", "anat")
+VOLUMES = ("_bold.nii.gz", "_bold.nii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class File:
 def participants_of(root: Path) -> list[str]:
     """Labels of the ``sub-*`` folders of a dataset, sorted."""
     with os.scandir(root) as entries:
-        return sorted(e.name.removeprefix("sub-") for e in entries if e.name.startswith("sub-") and e.is_dir())
+        return sorted(e.name.removeprefix("sub-") for e in entries if e.name.startswith("sub-") and is_folder(e))
 
 
 def participant_folder(root: Path, participant: str) -> Path:
@@ -82,11 +84,12 @@ def _indexed(root: Path, participant: str, database_dir: Path) -> Iterator[tuple
 def _folder_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except FileNotFoundError:
+            return sorted(entry.name for entry in entries if is_folder(entry))
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _is_asked_for(name: str) -> bool:
     stem, _, extension = name.partition(".")
-    return extension != "json" and (stem.rpartition("_")[2] in asked_suffixes() or extension == "func.gii")
+    asked = stem.rpartition("_")[2] in asked_suffixes() or extension == "func.gii" or name.endswith(VOLUMES)
+    return asked and extension != "json"

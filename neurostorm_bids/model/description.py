@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
 MAX_JSON_BYTES = 4_000_000
 MAX_CHANNELS = 4096
+LARGEST_FEATURE = 1e30
 NORMALISATIONS = ("run-zscore",)
 BACKGROUNDS: tuple[Background, ...] = ("minimum", "zero")
 INPUT_FIELDS = ("grid", "t_r_s", "clip_frames", "normalisation", "background")
@@ -280,7 +281,12 @@ def read_json(file: Path, *, most_bytes: int = MAX_JSON_BYTES) -> Any:
     """A JSON file of limited size, without the two traps of the format: duplicate keys and NaN."""
     try:
         if file.stat().st_size > most_bytes:
-            raise ModelFileTooLarge("too large for a description", file=file, expected=f"at most {most_bytes} bytes")
+            raise ModelFileTooLarge(
+                "too large for a description",
+                file=file,
+                expected=f"at most {most_bytes} bytes",
+                remedy="copy or write the model folder again",
+            )
         return json.loads(
             file.read_text(encoding="utf-8"),
             object_pairs_hook=_unique_keys,
@@ -459,8 +465,8 @@ def self_test_from_json(entries: Entries) -> SelfTest | None:
     test.only("seed", "embedding")
     values = test.get("embedding")
     good = isinstance(values, list) and 0 < len(values) <= 65_536
-    if not good or not all(isinstance(x, int | float) and math.isfinite(x) for x in values):
-        raise test.fault("self_test.embedding is not a list of numbers")
+    if not good or not all(type(x) in (int, float) and abs(x) <= LARGEST_FEATURE for x in values):
+        raise test.fault("self_test.embedding is not a list of numbers", f"finite ones, at most {LARGEST_FEATURE:g}")
     return SelfTest(test.integer("seed", 0, 2**32 - 1), tuple(float(x) for x in values))
 
 
