@@ -526,7 +526,9 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     parser = build_parser()
     namespace = parser.parse_args(argv)
     if namespace.config_file is not None:
-        stated = build_options().parse_args(read_config(namespace.config_file))
+        options = build_options()
+        options.prog = f"{parser.prog}: {namespace.config_file}"  # so that its errors name the file
+        stated = options.parse_args(read_config(namespace.config_file))
         namespace = parser.parse_args(argv, namespace=stated)
     if namespace.dataset_preset is not None:
         from neurostorm_bids import presets

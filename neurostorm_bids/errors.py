@@ -51,7 +51,8 @@ class NeurostormError(Exception):
             parts.append(f"expected {self.expected}")
         if self.remedy:
             parts.append(self.remedy)
-        return ". ".join(part.rstrip(".") for part in parts) + "."
+        text = ". ".join(part.rstrip(".") for part in parts) + "."
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files need not be text
 
     def about(self, file: Path | str) -> NeurostormError:
         """The same error with the file it concerns, where it names none yet."""

@@ -248,10 +248,23 @@ def _plugin_file(path: Path) -> dict[str, Any]:
     os.environ.setdefault("LOGNAME", "neurostorm")  # nipype's SLURM plugin reads it; batch nodes may lack it
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PluginUnusable(
-            f"cannot be read: {error}", file=path, remedy="Mend it or leave out --use-plugin"
-        ) from None
+    from nipype.pipeline import plugins
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _plugin_fault(path, f"cannot be read: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise PluginUnusable("names no plugin", file=path, expected="plugin: NAME and plugin_args: {...}")
-    return {"plugin": content["plugin"], "plugin_args": dict(content.get("plugin_args") or {})}
+        raise _plugin_fault(path, "names no plugin")
+    arguments = content.get("plugin_args") or {}
+    if not isinstance(arguments, dict):
+        raise _plugin_fault(path, "has plugin_args that are no table")
+    if not hasattr(plugins, f"{content['plugin']}Plugin"):
+        raise _plugin_fault(path, f"nipype has no plugin {content['plugin'][:100]!r}")
+    return {"plugin": content["plugin"], "plugin_args": arguments}
+
+
+def _plugin_fault(path: Path, fault: str) -> PluginUnusable:
+    return PluginUnusable(
+        fault,
+        file=path,
+        expected="plugin: NAME and plugin_args: {...}, as nipype knows them",
+        remedy="Mend it or leave out --use-plugin",
+    )
