@@ -185,7 +185,7 @@ def _result_faults(defect: Defect, case: Case, workshop: Workshop) -> Iterator[s
         if any(name.startswith("sub-") for name in found):
             yield "results were written although the call was refused"
         return
-    if defect.end is End.GROUP:
+    if defect.end in (End.GROUP, End.POOLED):
         return
     wanted = workshop.whole(defect.space) if defect.end is End.SAME else workshop.without
     spoilt = {name for name in found if VICTIM in name}
@@ -200,7 +200,7 @@ def _result_faults(defect: Defect, case: Case, workshop: Workshop) -> Iterator[s
 
 def _is_excused(name: str, defect: Defect) -> bool:
     """Sidecars hold hashes of the files that a run was computed from; a participant's runs share their transforms."""
-    if name == defect.other:
+    if defect.other and re.search(defect.other, name):
         return True
     concerned = VICTIM in name if defect.end is End.SAME else defect.space == "T1w" and name.startswith("sub-02/")
     return concerned and name.endswith(".json")

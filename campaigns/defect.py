@@ -14,9 +14,11 @@ class End(Enum):
 
     REFUSED = "the run is refused, all others are done"
     WARNED = "a warning, and all runs are done"
+    OTHERS = "the other runs are done"
     SAME = "all runs are done, to the same bytes"
     STOP = "refused before anything is computed"
-    GROUP = "refused, results as they were"
+    GROUP = "refused before anything is learnt"
+    POOLED = "the result is refused, all others are pooled"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Defect:
     """A defect of the input.
 
     ``file``, ``fault`` and ``remedy`` are patterns that the message must hold, {} standing for the case's folder;
-    ``words`` are added to the command line, ``base`` replaces it; ``other`` is a good run's file that may differ.
+    ``words`` are added to the command line, ``base`` replaces it; ``other`` is the pattern of what may differ: sidecars
+    tell of the dataset as a whole.
     """
 
     name: str
