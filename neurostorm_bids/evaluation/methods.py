@@ -7,6 +7,7 @@ from typing import Any
 
 from neurostorm_bids.evaluation.atlas import DESCRIPTION as ATLAS
 from neurostorm_bids.evaluation.intervals import N_REFITS
+from neurostorm_bids.evaluation.metrics import LEVEL_OF_CLASSES, LEVEL_OF_NUMBERS
 from neurostorm_bids.evaluation.problem import Problem
 
 REFERENCES = """
@@ -85,7 +86,8 @@ def _sentences(problem: Problem, design: Mapping[str, Any], features: Mapping[st
         f"each of these sets of features: {compared}.",
         f"{_scheme(design)}{_kept(design)}. Features were standardised, and penalties chosen by five inner folds, on "
         "training participants alone. The same folds served every set of features (Varoquaux 2017, Poldrack 2020; "
-        "families apart: Rosenblatt 2024). Metrics were computed over all tested rows and averaged over repeats.",
+        "families apart: Rosenblatt 2024). Metrics were computed over all tested rows and averaged over repeats. "
+        f"{_LEVELS[problem.kind]}",
         _of_intervals(design),
     ]
     found += [_of_tuned(design)] if design.get("Tuned") else []
@@ -101,6 +103,12 @@ _OF_CONNECTIVITY = (
     "Wolf 2004) and as tangent vectors around the mean of the training participants, between "
     f"{ATLAS}; it is what such models are to be compared with (He 2020)."
 )
+
+
+_LEVELS = {
+    "regression": f"Correlations are those of {LEVEL_OF_NUMBERS}.",
+    "classification": f"The AUROC compares rows of one fold, and the AUPRC ranks {LEVEL_OF_CLASSES}.",
+}
 
 
 def _of_intervals(design: Mapping[str, Any]) -> str:

@@ -23,14 +23,19 @@ WITHOUT_INTERVAL = frozenset({"ece"})  # biased upwards in small samples: no int
 LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
 MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others
 N_BINS = 10  # of the expected calibration error
+OF_EACH_MODEL = "in units of the root mean square of each fold's model"
+LEVEL_OF_NUMBERS = f"predictions less the mean of their training rows, {OF_EACH_MODEL}"
+LEVEL_OF_CLASSES = f"log odds less those of their training rows, {OF_EACH_MODEL}"
 DESCRIPTIONS = {
     "r2": "1 - sum of squared errors / sum of squares about the mean (not the squared correlation).",
     "mae": "Mean absolute error, in the unit of the target.",
-    "pearson": "Pearson correlation of predicted and observed values.",
-    "spearman": "Spearman rank correlation of predicted and observed values.",
+    "pearson": f"Pearson correlation of observed values and {LEVEL_OF_NUMBERS}.",
+    "spearman": f"Spearman rank correlation of observed values and {LEVEL_OF_NUMBERS}.",
     "balanced_accuracy": "Mean over classes of the share that was recognised.",
-    "auroc": "Area under the receiver operating characteristic, one class against the rest, mean over classes.",
-    "auprc": "Average precision, one class against the rest, mean over classes (two classes: the second).",
+    "auroc": "Area under the receiver operating characteristic, one class against the rest, mean over classes; pairs of "
+    "rows of one fold.",
+    "auprc": "Average precision, one class against the rest, mean over classes (two classes: the second), ranked by "
+    f"{LEVEL_OF_CLASSES}.",
     "accuracy": "Share of right decisions.",
     "brier": "Mean squared distance of the probabilities from what occurred, summed over classes.",
     "ece": f"Expected calibration error: gap between confidence and accuracy over {N_BINS} bins of confidence.",
