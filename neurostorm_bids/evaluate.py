@@ -334,7 +334,7 @@ def _features(
         found += [] if features is None else [features]
         if features is None and name in settings.compare:
             warnings.append(f"{name}: nothing is known that differs between participants")
-    return [*found, baselines.chance(problem.n_rows)], warnings
+    return [*found, baselines.chance(problem.n_rows, problem.kind)], warnings
 
 
 def nuisance_table(rows: Sequence[Row], material: Material) -> pd.DataFrame:

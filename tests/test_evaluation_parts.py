@@ -24,8 +24,8 @@ from neurostorm_bids.evaluation.retrieval import (
     retrieval_scores,
 )
 from neurostorm_bids.evaluation.shift import TrainingDistribution
-from neurostorm_bids.evaluation.statements import verdict_of
-from neurostorm_bids.evaluation.summary import Difference
+from neurostorm_bids.evaluation.statements import statements, verdict_of
+from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
 from neurostorm_bids.space.grid import Grid
 
 NONE = np.zeros((100, 0), int)
@@ -212,3 +212,24 @@ def test_associations_with_numbers_and_categories():
 )  # fmt: skip
 def test_verdicts_follow_the_interval_and_the_direction_of_the_metric(metric, low, high, verdict):
     assert verdict_of(Difference("m", "fc", metric, 0.0, Interval(low, high)), metric) == verdict
+
+
+def test_better_than_permuted_labels_is_not_yet_above_chance():
+    """Pipelines that learn from permuted labels do worse than a mean: a low p alone says little of a negative R2."""
+    nothing, problem = Interval(-0.1, 0.1), problem_of(np.arange(60.0))
+    rows = tuple(
+        MetricRow(name, "r2", value, nothing, 0.0, p, n)
+        for name, value, p, n in (
+            ("good", 0.3, 0.01, 99), ("poor", -0.02, 0.01, 99), ("idle", -0.05, 0.4, 99), ("chance", -0.01, np.nan, 0)
+        )
+    )  # fmt: skip
+    differences = tuple(Difference("poor", name, "r2", -0.3, nothing) for name in ("good", "idle", "chance"))
+    what = {"chance": "The mean of the training rows"}
+    said = statements(problem, Summary(rows, differences), ["poor"], descriptions=what)
+    assert said[0].startswith("good: above chance (r2 0.300")
+    assert said[1].startswith(
+        "poor: not above chance: better than with permuted labels, but no better than without any"
+    )
+    assert said[2].startswith("idle: not above chance (r2")
+    assert said[3].endswith("(r2 -0.300 [-0.100, +0.100]).") and said[4].endswith(" Neither is above chance.")
+    assert "it cannot be told apart from the mean of the training rows" in said[5]

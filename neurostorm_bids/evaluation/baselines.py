@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from neurostorm_bids.evaluation.learning import Features
+from neurostorm_bids.evaluation.metrics import Kind
 
 FC_CITATION = "nilearn ConnectivityMeasure with the Ledoit-Wolf covariance"
 
@@ -111,6 +112,7 @@ def _filled(values: np.ndarray):
     return of_fold
 
 
-def chance(n_rows: int) -> Features:
-    """No features at all: the mean of the training rows, or their most frequent class."""
-    return Features.fixed("chance", "Mean or majority of the training rows", np.zeros((n_rows, 0)))
+def chance(n_rows: int, kind: Kind) -> Features:
+    """No features at all."""
+    known = "mean of the training rows" if kind == "regression" else "shares of the classes among the training rows"
+    return Features.fixed("chance", f"The {known}", np.zeros((n_rows, 0)))

@@ -32,8 +32,8 @@ DESCRIPTIONS = {
     "pearson": f"Pearson correlation of observed values and {LEVEL_OF_NUMBERS}.",
     "spearman": f"Spearman rank correlation of observed values and {LEVEL_OF_NUMBERS}.",
     "balanced_accuracy": "Mean over classes of the share that was recognised.",
-    "auroc": "Area under the receiver operating characteristic, one class against the rest, mean over classes; pairs of "
-    "rows of one fold.",
+    "auroc": "Area under the receiver operating characteristic, one class against the rest, mean over classes; pairs "
+    "of rows of one fold.",
     "auprc": "Average precision, one class against the rest, mean over classes (two classes: the second), ranked by "
     f"{LEVEL_OF_CLASSES}.",
     "accuracy": "Share of right decisions.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,9 @@ MEANINGS = {
         "a prediction from {what} alone does better",
     ),
     "chance": (
-        "it is better than the mean or the majority",
-        "it cannot be told apart from the mean or the majority",
-        "it is worse than the mean or the majority",
+        "it is better than {what}",
+        "it cannot be told apart from {what}",
+        "it is worse than {what}",
     ),
 }
 
@@ -69,12 +70,15 @@ def statements(
     """
     metric = metrics_of(problem.kind)[0]
     names = list(dict.fromkeys(row.features for row in summary.rows))
-    said = [_above_chance(summary.row(name, metric), metric, name in fixed) for name in names if name != "chance"]
+    found = {name: _standing(summary, name, metric) for name in names if name != "chance"}
+    said = [_above_chance(summary.row(name, metric), metric, found[name], name in fixed) for name in found]
     for number, model in enumerate(models):
         for name in (name for name in names if name not in models[: number + 1] and _concerns(name, model)):
             difference = summary.difference(model, name, metric)
             if difference is not None:
-                said.append(_compared(difference, metric, (descriptions or {}).get(name, name)))
+                told = _compared(difference, metric, (descriptions or {}).get(name, name))
+                nothing = {found.get(model), found.get(name)} <= {Standing.NOT_ABOVE, Standing.NO_BETTER}
+                said.append(told + " Neither is above chance." * nothing)
     if len(problem.labels) < FEW:
         said.append(
             f"With {len(problem.labels)} participants only large differences can be seen: what is not shown here "
@@ -89,13 +93,31 @@ def _concerns(name: str, model: str) -> bool:
     return control not in ("static", "shuffled") or of == model
 
 
-def _above_chance(row: MetricRow, metric: str, fixed: bool) -> str:
-    figures = f"{metric} {row.value:.3f} {_interval(row.interval, '.3f')}"
+class Standing(Enum):
+    """What permuted labels, and what is guessed without any features, say of a metric."""
+
+    UNKNOWN = "no permutations were asked for"
+    ABOVE = "above chance"
+    NO_BETTER = "not above chance: better than with permuted labels, but no better than without any features"
+    NOT_ABOVE = "not above chance"
+
+
+def _standing(summary: Summary, name: str, metric: str) -> Standing:
+    row, guessed = summary.row(name, metric), summary.value("chance", metric)
     if not row.n_permutations:
-        return f"{row.features}: {figures}; no permutations were asked for."
-    verdict = "above chance" if row.p <= ALPHA else "not above chance"
+        return Standing.UNKNOWN
+    if not row.p <= ALPHA:
+        return Standing.NOT_ABOVE
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return Standing.NO_BETTER if guessed is not None and sign * row.value <= sign * guessed else Standing.ABOVE
+
+
+def _above_chance(row: MetricRow, metric: str, standing: Standing, fixed: bool) -> str:
+    figures = f"{metric} {row.value:.3f} {_interval(row.interval, '.3f')}"
+    if standing is Standing.UNKNOWN:
+        return f"{row.features}: {figures}; {standing.value}."
     how = " without training again" if fixed else ""
-    return f"{row.features}: {verdict} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations{how})."
+    return f"{row.features}: {standing.value} ({figures}, p = {row.p:.2g} of {row.n_permutations} permutations{how})."
 
 
 def on_confounds(model: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:

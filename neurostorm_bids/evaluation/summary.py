@@ -53,6 +53,10 @@ class Summary:
         """The row of some features and metric."""
         return next(row for row in self.rows if (row.features, row.metric) == (features, metric))
 
+    def value(self, features: str, metric: str) -> float | None:
+        """The value of some features and metric, where there are such features."""
+        return next((row.value for row in self.rows if (row.features, row.metric) == (features, metric)), None)
+
     def difference(self, model: str, features: str, metric: str) -> Difference | None:
         """A model's difference, where there is such a comparison."""
         found = (d for d in self.differences if (d.model, d.features, d.metric) == (model, features, metric))
