@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th boundary (default 1)")
     parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="take these boundaries")
-    parser.add_argument("--verbose", action="store_true", help="print what failing calls said")
+    parser.add_argument("--minutes", type=float, help="stop each scenario after them: what was done is an even sample")
     return parser
 
 
@@ -82,14 +82,15 @@ def _run(scenario: Scenario, folder: Path, options: argparse.Namespace) -> int:
     zygote = Zygote(folder)
     try:
         boundaries, reference, versions = _undisturbed(scenario, folder, zygote)
-        tally = Tally()
-        for kind, boundary in _cases(boundaries, options):
+        tally, cases = Tally(), _spread(list(_cases(boundaries, options)))
+        started = time.monotonic()
+        for kind, boundary in cases:
+            if options.minutes and time.monotonic() - started > 60 * options.minutes:
+                break
             _case(scenario, folder, zygote, kind, boundary, reference, versions, tally)
-            if options.verbose and tally.failures and tally.failures[-1].startswith(f"{kind} {boundary.number} "):
-                print(tally.failures[-1], flush=True)
     finally:
         zygote.close()
-    _report(scenario, boundaries, tally)
+    _report(scenario, boundaries, tally, len(cases))
     return len(tally.failures)
 
 
@@ -134,6 +135,11 @@ def _cases(boundaries: Sequence[Boundary], options: argparse.Namespace) -> Itera
                 yield kind, boundary
 
 
+def _spread(cases: list[tuple[str, Boundary]]) -> list[tuple[str, Boundary]]:
+    """The same cases, so that those at the front are an even sample of all."""
+    return [case for start in (0, 8, 4, 12, 2, 10, 6, 14, *range(1, 16, 2)) for case in cases[start::16]]
+
+
 def thinned(boundaries: Sequence[Boundary]) -> list[Boundary]:
     """Of more than three successive writes into one file the first, the middle and the last."""
     kept: list[Boundary] = []
@@ -170,6 +176,7 @@ def _case(
     if faults:
         where = boundary.path.replace(f"{folder}/", "")
         tally.failures.append(f"{kind} {boundary.number} {boundary.call} {where}: {'; '.join(faults)}")
+        print(f"  FAILED {tally.failures[-1]}", flush=True)
 
 
 def _faults_of_end(kind: str, hit: Ended, left: dict[str, str], reference: dict[str, str], folder: Path) -> list[str]:
@@ -191,13 +198,12 @@ def _faults_of_end(kind: str, hit: Ended, left: dict[str, str], reference: dict[
     return faults
 
 
-def _report(scenario: Scenario, boundaries: Sequence[Boundary], tally: Tally) -> None:
+def _report(scenario: Scenario, boundaries: Sequence[Boundary], tally: Tally, n_cases: int) -> None:
     calls = ", ".join(f"{n} {call}" for call, n in sorted(Counter(b.call for b in boundaries).items()))
     print(f"{scenario.name}: {len(boundaries)} boundaries ({calls}); {len(thinned(boundaries))} without like writes")
+    print(f"  {sum(tally.cases.values())} of {n_cases} cases, {len(tally.failures)} failed")
     for kind, n in tally.cases.items():
         print(f"  {kind}: {n} cases, {tally.survived[kind]} of them ended with 0 and the whole tree")
-    for text in tally.failures:
-        print(f"  FAILED {text}")
     if not tally.failures:
         print("  every rerun ended with 0 and the same bytes", flush=True)
 

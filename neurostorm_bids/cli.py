@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from neurostorm_bids.errors import NeurostormError, OutputWriteFailed
+from neurostorm_bids.errors import NeurostormError, OutputWriteFailed, Stopped
 from neurostorm_bids.settings import COMPARISONS, Settings, settings_from_namespace
 
 
@@ -543,16 +547,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in arguments:
         return _print_version(verbose=any(token in arguments for token in ("-v", "-vv", "--verbose")))
     try:
-        settings = parse_settings(arguments)
-        return _run(settings, arguments)
+        with _stoppable():
+            settings = parse_settings(arguments)
+            return _run(settings, arguments)
     except NeurostormError as error:
         print(f"neurostorm: {error}", file=sys.stderr)
         if "--debug" in arguments:
             raise
         return error.exit_code
-    except KeyboardInterrupt:
-        print("neurostorm: interrupted; the same command resumes where it stopped.", file=sys.stderr)
-        return 130
+    except (Stopped, KeyboardInterrupt) as error:
+        what, code = error.args if isinstance(error, Stopped) else ("interrupted", 130)
+        again = " with --resume" if "--group-workflow" in arguments else ""
+        print(f"neurostorm: {what}; the same command{again} resumes where it stopped.", file=sys.stderr)
+        return code
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the program in order; a second one ends it at once."""
+    told = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
+
+    def stop(number: int, _frame: object) -> None:
+        for each in told:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(*told[signal.Signals(number)])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in told}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(settings: Settings, arguments: Sequence[str]) -> int:
@@ -572,7 +600,7 @@ def _run(settings: Settings, arguments: Sequence[str]) -> int:
     except OSError as error:
         raise OutputWriteFailed(
             f"cannot be read or written ({error.strerror or error})",
-            file=error.filename or f"{settings.output_dir} or {settings.work_dir}",
+            file=os.fsdecode(error.filename) if error.filename else f"{settings.output_dir} or {settings.work_dir}",
             remedy="check permissions, free space or quota, then run again; --debug shows where it happened",
         ) from error
 

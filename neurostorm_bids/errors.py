@@ -69,6 +69,10 @@ def _rebuild(cls: type[NeurostormError], fault: str, file, expected, remedy) -> 
     return cls(fault, file=file, expected=expected, remedy=remedy)
 
 
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM: what happened, and the exit code; nothing between here and there takes it for a failure."""
+
+
 # --- command line -----------------------------------------------------------------------------------------------
 
 

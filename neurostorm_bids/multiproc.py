@@ -28,6 +28,12 @@ class SurvivingMultiProc(MultiProcPlugin):
             mp_context=get_context(self.plugin_args.get("mp_context")),
         )
 
+    def stop(self) -> None:
+        """End the workers now, whatever they do: files appear whole or not at all, and the next call goes on."""
+        for process in list((self.pool._processes or {}).values()):
+            process.kill()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def _async_callback(self, args) -> None:
         # results are fetched by _get_result, which unlike a callback may raise
         return

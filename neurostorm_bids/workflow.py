@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neurostorm_bids.environment import runs_at_once, threads_per_run
-from neurostorm_bids.errors import PluginUnusable
+from neurostorm_bids.errors import PluginUnusable, Stopped
 from neurostorm_bids.settings import Settings
 
 
@@ -171,6 +171,10 @@ def _run_to_the_end(workflow, plugin: dict[str, Any]) -> str:
         plugin = {"plugin": SurvivingMultiProc(plugin["plugin_args"])}
     try:
         workflow.run(**plugin)
+    except (Stopped, KeyboardInterrupt):
+        if not isinstance(plugin["plugin"], str):
+            plugin["plugin"].stop()
+        raise
     except (BrokenProcessPool, NodeExecutionError, RuntimeError, OSError) as error:
         # tasks without an outcome file are reported by name by execute(); nipype's own text would bury that
         found = re.findall(r"^\s*\w*Error: (\[Errno .+)$", f"{error.__cause__}\n{error}", re.MULTILINE)
@@ -244,11 +248,11 @@ def memory_limit_mb(settings: Settings) -> int:
 
 def _plugin_file(path: Path) -> dict[str, Any]:
     import yaml
+    from nipype.pipeline import plugins
 
     os.environ.setdefault("LOGNAME", "neurostorm")  # nipype's SLURM plugin reads it; batch nodes may lack it
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    from nipype.pipeline import plugins
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _plugin_fault(path, f"cannot be read: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):

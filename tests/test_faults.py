@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import torch
 from test_workflow import settings_for, succeed, tasks
 
 from neurostorm_bids import cli, learn, workflow
-from neurostorm_bids.errors import OutputNotWritable, OutputWriteFailed
+from neurostorm_bids.errors import OutputNotWritable, OutputWriteFailed, Stopped
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.replacing import replacing
 from neurostorm_bids.stored import store_runs
+from neurostorm_bids.training import course
 from neurostorm_bids.training.checkpoints import AtomicCheckpoints
 
 
@@ -113,3 +116,37 @@ def test_what_a_fold_was_tested_on_is_kept_for_this_training_alone(tmp_path):
     assert (kept.test[0].run, kept.test[0].first_frame, kept.test[0].truth) == ("run", 3, "F")
     assert np.array_equal(kept.test[0].outputs, clips[0].outputs) and kept.test[0].outputs.dtype == np.float32
     assert learn._Tested.kept(learn.replace(place, identity="another")) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)]
+)
+def test_signals_end_the_program_in_order(tmp_path, monkeypatch, capsys, number, word, code):
+    monkeypatch.setattr("neurostorm_bids.participant.run_participant", lambda *_: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]
+    assert cli.main(words) == code
+    assert capsys.readouterr().err == f"neurostorm: {word}; the same command resumes where it stopped.\n"
+    assert signal.getsignal(number) == before
+
+
+def test_workers_end_with_the_program(tmp_path, monkeypatch):
+    from nipype.pipeline.engine import Workflow
+
+    stopped = []
+    monkeypatch.setattr(Workflow, "run", lambda *_, **__: (_ for _ in ()).throw(Stopped("terminated", 143)))
+    monkeypatch.setattr("neurostorm_bids.multiproc.SurvivingMultiProc.stop", lambda self: stopped.append(self))
+    with pytest.raises(Stopped):
+        workflow.execute(tasks(succeed, succeed), settings_for(tmp_path), tmp_path / "call", lambda outcome: None)
+    assert len(stopped) == 1
+
+
+def test_a_logger_whose_disk_is_full_prints_no_traceback(monkeypatch):
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda fault: said.append(str(fault.exc_value)))
+    with course._disk_faults_told_once():
+        for error in (OSError(errno.ENOSPC, "full"), ValueError("another")):
+            thread = threading.Thread(target=lambda error=error: (_ for _ in ()).throw(error))
+            thread.start()
+            thread.join()
+    assert said == ["another"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,7 @@ def train(
     module.n_steps = _steps(len(train_data), course, trainer.world_size)
     data = Clips(train_data, validation, course, cursor, order)
     products = computing_in("tf32" if course.precision == "tf32" else "32", trainer.strategy.root_device)
-    with warnings.catch_warnings(), products:
+    with warnings.catch_warnings(), products, _disk_faults_told_once():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|not resumable|eval mode|isinstance).*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True)
@@ -147,6 +148,17 @@ def train(
         seconds=time.monotonic() - started,
         is_first_process=trainer.is_global_zero,
     )
+
+
+@contextmanager
+def _disk_faults_told_once() -> Iterator[None]:
+    """Loggers write in threads and hand a fault of the disk on to this one: the thread need not print it as well."""
+    before = threading.excepthook
+    threading.excepthook = lambda fault: None if issubclass(fault.exc_type, OSError) else before(fault)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _steps(n_samples: int, course: Course, world: int) -> int:
