@@ -247,8 +247,6 @@ def _check_length(image: NiftiFile) -> None:
                 remedy=AGAIN,
             )
         return
-    if found >= needed + image.volume_bytes:
-        raise _goes_on(image)
     if found < needed:
         raise ImageUnreadable(
             f"the file is truncated: {found} bytes",
