@@ -168,25 +168,28 @@ def _steps(n_samples: int, course: Course, world: int) -> int:
 
 def _trainer(course: Course, place: Place, callbacks: list[Callback], resumed: bool) -> L.Trainer:
     devices, nodes = started_by_torchrun() or (course.devices or 1, course.num_nodes)
-    return L.Trainer(
-        accelerator=_accelerator(course.device),
-        devices=[int(course.device)] if course.device.isdigit() and devices == 1 else devices,
-        num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
-        precision=LIGHTNING_PRECISION[course.precision],
-        max_epochs=course.epochs,
-        accumulate_grad_batches=course.accumulate,
-        gradient_clip_val=course.gradient_clip,
-        callbacks=callbacks,
-        logger=_loggers(place, resumed),
-        plugins=[AtomicCheckpoints()],
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=not course.quiet and sys.stderr.isatty(),
-    )
+    with warnings.catch_warnings():
+        # that srun is installed here says nothing of how this was meant to be started
+        warnings.filterwarnings("ignore", message=".*`srun` command is available")
+        return L.Trainer(
+            accelerator=_accelerator(course.device),
+            devices=[int(course.device)] if course.device.isdigit() and devices == 1 else devices,
+            num_nodes=nodes,
+            strategy="ddp" if devices * nodes > 1 else "auto",
+            precision=LIGHTNING_PRECISION[course.precision],
+            max_epochs=course.epochs,
+            accumulate_grad_batches=course.accumulate,
+            gradient_clip_val=course.gradient_clip,
+            callbacks=callbacks,
+            logger=_loggers(place, resumed),
+            plugins=[AtomicCheckpoints()],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=not course.quiet and sys.stderr.isatty(),
+        )
 
 
 def device_of(course: Course) -> torch.device:
