@@ -182,6 +182,29 @@ def test_unequal_classes_are_decided_at_equal_odds():
     assert np.allclose(outcome.predicted[0].sum(axis=1), 1) and (outcome.predicted > 0).all()
 
 
+def test_without_features_nothing_is_decided_by_rounding():
+    """Folds differ in their shares; whoever knows nothing must not do better than even by deciding by them."""
+    rng = np.random.default_rng(2)
+    for y in (rng.integers(0, 2, 60), rng.integers(0, 3, 60), (np.arange(60) < 9).astype(int)):
+        classes = tuple("abc"[: y.max() + 1])
+        problem = problem_of(y, classes=classes)
+        for features in (np.zeros((60, 0)), np.ones((60, 3))):
+            outcome = cross_validate(
+                problem, Features.fixed("x", "x", features), plan_folds(problem, repeats=2), np.zeros((60, 0), int)
+            )
+            scores = by_repeat(problem, outcome)
+            assert (outcome.decided == 0).all() and (scores["auroc"] == 0.5).all()
+            assert scores["balanced_accuracy"] == pytest.approx(1 / len(classes))
+            expected = (np.bincount(y) / 60)[1:].mean() if len(classes) == 2 else 1 / 3
+            assert scores["auprc"] == pytest.approx(expected)
+            assert np.allclose(outcome.predicted, outcome.reference, atol=1e-6)
+    numbers = problem_of(1000 + rng.normal(size=60))
+    for features in (np.zeros((60, 0)), np.ones((60, 3))):
+        folds = plan_folds(numbers, repeats=2)
+        outcome = cross_validate(numbers, Features.fixed("x", "x", features), folds, np.zeros((60, 0), int))
+        assert np.isnan(by_repeat(numbers, outcome)["pearson"]).all()
+
+
 def test_intervals_have_the_spread_of_models_that_are_trained_again():
     rng = np.random.default_rng(13)
     x = rng.normal(size=(60, 20))

@@ -13,6 +13,7 @@ from neurostorm_bids.evaluation.ridge import Nested, nested_ridge, nested_ridge_
 
 Learner = Callable[[np.ndarray, np.ndarray, Fold, np.ndarray | None], Nested]
 Progress = Callable[[str], None]
+TIE = 1e-6  # odds closer than this share are equal
 FLOOR = 1e-3  # least probability that is given to a class
 
 
@@ -160,7 +161,9 @@ class _Made:
             self.predicted[fold.test] = raw
             return
         self.predicted[fold.test] = probabilities = as_probabilities(raw)
-        self.decided[fold.test] = (probabilities / np.maximum(means, FLOOR)).argmax(axis=-1)
+        # of equal odds the first class, whatever the rounding: who says nothing of anybody must not decide by it
+        odds = probabilities / np.maximum(means, FLOOR)
+        self.decided[fold.test] = (odds >= (1 - TIE) * odds.max(axis=-1, keepdims=True)).argmax(axis=-1)
 
     def scores(self, problem: Problem, number: int, **given: np.ndarray) -> Scores:
         """Metrics of one labelling or training."""

@@ -22,6 +22,7 @@ SHARES = frozenset({"balanced_accuracy", "auroc", "auprc", "accuracy"})
 WITHOUT_INTERVAL = frozenset({"ece"})  # biased upwards in small samples: no interval covers what a large one shows
 LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
 MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others
+ROUNDING = 2.5e-7  # of a difference of two numbers of single precision, by their size
 N_BINS = 10  # of the expected calibration error
 OF_EACH_MODEL = "in units of the root mean square of each fold's model"
 LEVEL_OF_NUMBERS = f"predictions less the mean of their training rows, {OF_EACH_MODEL}"
@@ -58,7 +59,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 # --- regression -------------------------------------------------------------------------------------------------
 
 
-def on_one_level(deviations: np.ndarray, fold: np.ndarray | None) -> np.ndarray:
+def on_one_level(deviations: np.ndarray, fold: np.ndarray | None, least: float = 0.0) -> np.ndarray:
     """Predictions of several models in units that can be compared: the root mean square of each model's own.
 
     A model that finds much in its training rows predicts boldly, and has less to find in the others, for both come from
@@ -71,13 +72,15 @@ def on_one_level(deviations: np.ndarray, fold: np.ndarray | None) -> np.ndarray:
         From what each row's model would say of anybody.
     fold : ndarray of shape (n,), int, optional
         Number of the model of each row; one model for all unless stated.
+    least : float
+        What is no more than this is rounding: such a model says the same of everybody.
     """
     if fold is None:
         return deviations
     models, place = np.unique(fold, return_inverse=True)
     of_model = np.eye(len(models))[place] / np.bincount(place)[place][:, None]  # (n, models)
     unit = np.sqrt(np.tensordot(of_model, deviations**2, axes=(0, 0)))[place]  # (n, ...)
-    return np.divide(deviations, unit, out=np.zeros_like(deviations), where=unit > 0)
+    return np.divide(deviations, unit, out=np.zeros_like(deviations), where=unit > least)
 
 
 def regression_scores(
@@ -105,7 +108,9 @@ def regression_scores(
     """
     w = _weights(weights, len(y))
     total = w.sum(axis=1)
-    about = predicted if centre is None else on_one_level(predicted - centre, fold)
+    about = predicted
+    if centre is not None:
+        about = on_one_level(predicted - centre, fold, ROUNDING * float(np.abs(predicted).max(initial=0)))
     mean = w @ y / total
     around = np.maximum(w @ (y - y.mean()) ** 2 - total * (mean - y.mean()) ** 2, 0)
     return {
@@ -182,7 +187,9 @@ def classification_scores(
     recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
     scored = range(n_classes) if n_classes > 2 else (1,)
     parts = [slice(None)] if fold is None else [fold == name for name in np.unique(fold)]
-    levelled = probabilities if shares is None else on_one_level(_log_odds(probabilities) - _log_odds(shares), fold)
+    levelled = probabilities
+    if shares is not None:
+        levelled = on_one_level(_log_odds(probabilities) - _log_odds(shares), fold, 10 * ROUNDING)
     squares = ((probabilities - occurred) ** 2).sum(axis=1)
     return {
         "balanced_accuracy": _mean(list(recalls.T)),

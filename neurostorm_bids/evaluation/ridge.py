@@ -8,7 +8,7 @@ are one matrix product.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -211,11 +211,13 @@ def nested_ridge_classifier(
     Held-out scores of the inner folds say where a class lies and how far its rows scatter; two normal distributions of
     one variance then give the odds. Scores that are no higher in the class than outside give little but its share.
     """
-    nested, held, chosen = _nested(features, labels, fold, weights)
+    nested, held, chosen, parts = _nested(features, labels, fold, weights)
     n_columns, y = labels.shape[2], labels[fold.train]  # (n, p, k)
     columns = np.arange(y.shape[1] * n_columns).reshape(-1, n_columns)
     z, zy, zz = (sums[chosen[:, None], columns] for sums in (held.z, held.zy, held.zz))  # (p, k)
     odds = _Odds.of(z, zy, zz, y.sum(axis=0), len(y))
+    if not parts.singular.size:  # nothing is known of anybody: the share of the class, no score however close to it
+        odds = replace(odds, slope=np.zeros_like(odds.slope))
     inner = odds.of_observed().probabilities(nested.inner[:, None])[:, 0]
     refitted = nested.refitted
     if len(refitted) and weights is not None:
@@ -257,7 +259,7 @@ class _Odds:
 
 def _nested(
     features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None
-) -> tuple[Nested, Held, np.ndarray]:
+) -> tuple[Nested, Held, np.ndarray, Decomposition]:
     train, n_columns = fold.train, labels.shape[2]
     x, y = features[train], labels[train].reshape(len(train), -1)  # (n, p k)
     held = Held.of(x, y, n_columns, fold)
@@ -267,4 +269,4 @@ def _nested(
     refitted = np.zeros((0, len(fold.test), n_columns))
     if weights is not None and len(weights):
         refitted = parts.refitted(y[:, :n_columns], weights[:, train], int(chosen[0]))
-    return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen], refitted), held, chosen
+    return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen], refitted), held, chosen, parts
