@@ -99,7 +99,7 @@ def fill(value: float, where: tuple[slice | int, ...]) -> Callable[[np.ndarray],
 
 def as_nii(case: Case) -> None:
     """A big-endian file, as old scanners' software writes."""
-    image = nibabel.load(case.bold)
+    image: Any = nibabel.load(case.bold)
     swapped = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header.as_byteswapped(">"))
     swapped.to_filename(case.bold)
 

@@ -153,7 +153,8 @@ def _written_to(descriptor: int) -> Iterator[None]:
             stream.close()
         sys.stdout, sys.stderr = streams
         for number, old in enumerate(kept, 1):
-            os.dup2(old, number), os.close(old)
+            os.dup2(old, number)
+            os.close(old)
 
 
 # --- what must hold -------------------------------------------------------------------------------------------------
