@@ -280,22 +280,22 @@ def speed(names: Sequence[str], n_permutations: int) -> None:
         timed(f"{name}, 288 features", problem_of(values, classes), features, n_permutations, learner)
 
 
-def timed(what: str, problem: Problem, features: Features, n_permutations: int, learner=None) -> None:
+def timed(what: str, problem: Problem, features: Features, n_permutations: int, learner=None, repeats: int = 5) -> None:
     """Evaluate once, 5 x 5 nested folds, and say how long it took."""
     started = time.monotonic()
-    folds, weights = plan_folds(problem), resamples(problem, 1000, 0)
+    folds, weights = plan_folds(problem, repeats=repeats), resamples(problem, 1000, 0)
     orders = permutations(problem, n_permutations, seed=0)
     outcome = cross_validate(problem, features, folds, orders, learner=learner, weights=weights[:N_REFITS])
     row = summarise(problem, {"x": outcome}, [], weights).rows[0]
     print(
-        f"speed, {what}: {problem.n_rows} people, 5 x 5 nested, {n_permutations} permutations: "
+        f"speed, {what}: {problem.n_rows} people, 5 x 5 nested, {repeats} times, {n_permutations} permutations: "
         f"{time.monotonic() - started:.1f} s ({row.metric} {row.value:.3f} [{row.interval.low:.3f}, "
         f"{row.interval.high:.3f}], p {row.p:.4f})",
         flush=True,
     )
 
 
-def tangent(n_permutations: int) -> None:
+def tangent(n_permutations: int, repeats: int) -> None:
     """Functional connectivity of 1,000 people, 300 volumes of 100 parcels, whose covariance goes along with a value."""
     rng = np.random.default_rng(0)
     values, pattern = rng.normal(size=1000), 0.05 * rng.normal(size=(100, 100))
@@ -305,7 +305,7 @@ def tangent(n_permutations: int) -> None:
     both = connectivity(courses)
     print(f"covariances and correlations: {time.monotonic() - started:.1f} s", flush=True)
     for features in both:
-        timed(f"{features.name}, 4,950 features", problem_of(values, ()), features, n_permutations)
+        timed(f"{features.name}, 4,950 features", problem_of(values, ()), features, n_permutations, repeats=repeats)
 
 
 NOTHING = Expression()
@@ -339,13 +339,14 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", default=list(FAMILIES), choices=list(FAMILIES), help="of coverage")
     parser.add_argument("--people", nargs="+", type=int, default=[60, 200], help="of coverage (default 60 200)")
     parser.add_argument("--learner", nargs="+", default=list(LEARNERS), choices=list(LEARNERS), help="of speed")
+    parser.add_argument("--repeats", type=int, default=5, help="of tangent (default 5)")
     arguments = parser.parse_args()
     if arguments.what in runs:
         runs[arguments.what](arguments.n)
     elif arguments.what == "coverage":
         coverage(arguments.n, arguments.family, arguments.people)
     elif arguments.what == "tangent":
-        tangent(arguments.n)
+        tangent(arguments.n, arguments.repeats)
     else:
         speed(arguments.learner, arguments.n) if arguments.what == "speed" else where(80)
 
