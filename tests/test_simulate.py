@@ -22,7 +22,7 @@ from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.inputs.motion import read_motion
 from neurostorm_bids.inputs.participants import read_participants
 from neurostorm_bids.settings import Settings
-from neurostorm_bids.simulate import EffectSizes, Expression, Simulation, ceilings, draw_cohort, read_simulation
+from neurostorm_bids.simulate import EffectSizes, Expression, Levels, Simulation, ceilings, draw_cohort, read_simulation
 from neurostorm_bids.simulate import write_dataset as simulate_dataset
 from neurostorm_bids.simulate.brain import N_PAIRS, brain_on, grid_of, network_centres
 from neurostorm_bids.simulate.cohort import expected_predictability
@@ -165,6 +165,23 @@ def test_networks_lie_where_their_centres_say(template: str):
     peaks = points[brain.networks.argmax(axis=0)]
     assert np.abs(peaks - network_centres()).max() <= 2.0
     assert 1.7e6 < brain.mask.sum() * 4**3 < 2.0e6  # mm3
+
+
+def test_networks_are_as_wide_as_stated():
+    grid = grid_of("MNI152NLin6Asym", 8.0)
+    brain = brain_on(grid, 14.0)
+    points = apply_affine(grid.matrix, np.argwhere(brain.mask))
+    distance = np.linalg.norm(points[:, None] - network_centres(), axis=-1)  # (v, networks)
+    np.testing.assert_allclose(brain.networks, np.exp(-(distance**2) / (2 * 14.0**2)), atol=1e-5)
+
+
+def test_the_width_of_networks_is_a_level_of_the_images(tmp_path: Path):
+    plan = {"n_subjects": 1, "zoom_mm": 16.0, "n_volumes": 4}
+    for width in (7.0, 14.0):
+        simulate_dataset(tmp_path / str(width), **plan, levels=Levels(network_mm=width, noise=0.0, motion_mm=0.0))
+    narrow, wide = (next((tmp_path / name).rglob("*_bold.nii.gz")) for name in ("7.0", "14.0"))
+    changes = [np.abs(np.diff(nib.load(path).get_fdata(), axis=-1)).sum() for path in (narrow, wide)]
+    assert changes[1] > 2 * changes[0]
 
 
 def test_the_second_space_shows_the_first_at_the_same_millimetres():

@@ -21,6 +21,7 @@ from neurostorm_bids.model.folder import tensor_digest
 from neurostorm_bids.training import finetune
 from neurostorm_bids.training.course import advice, fitting_batch_size
 from neurostorm_bids.training.finetune import Tuning, tune
+from neurostorm_bids.training.linear import fit_probe
 from neurostorm_bids.training.modules import target_loss
 from neurostorm_bids.training.pretrain import Pretraining, _samples, held_out_people, pretrain
 from neurostorm_bids.training.splits import Split
@@ -215,6 +216,21 @@ def test_methods_train_what_they_say_and_test_what_was_held_out(tmp_path, method
     assert {clip.participant for clip in result.test} == {"05"} and len(result.test) == 8
     n_prompts = sum(w.numel() for name, w in result.encoder.named_parameters() if name.endswith(".prompt"))
     assert n_prompts == (3 * (8 + 16) if method == "prompt" else 0)
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_prompt_tuning_begins_with_the_probe_of_the_training_participants(tmp_path, monkeypatch, kind):
+    found = []
+
+    def kept(target, train, validation, weights):
+        found.append((fit_probe(target, train, validation, weights)[0], len(train.labels), len(validation.labels)))
+        return found[-1][0], 1.0, 0.0
+
+    monkeypatch.setattr(finetune, "fit_probe", kept)
+    _, result = tuned(tmp_path, "prompt", kind, epochs=1, batch_size=2, learning_rate=0.0)
+    (head, n_train, n_validation), *more = found
+    assert not more and (n_train, n_validation) == (32, 8)  # nobody of the test
+    assert tensor_digest(result.head.state_dict()) == tensor_digest(head.state_dict())
 
 
 def test_the_scaler_is_that_of_the_training_participants(tmp_path):

@@ -20,7 +20,8 @@ LEFT_SITES_MM = (
 )  # fmt: skip
 CENTRE_MM = (0, -20, 10)
 CONDITION_SITES_MM = ((0, -20, 58), (0, -80, 8), (0, -12, 4), (0, 44, 14))  # between the octants
-PAIR_DISTANCE_MM, WIDTH_MM = 14.0, 7.0  # between the two networks of a pair; SD of a network's profile
+PAIR_DISTANCE_MM = 14.0  # between the two networks of a pair
+NETWORK_MM = 7.0  # SD of a network's profile, if not stated
 EDGE_MM = 6.0  # how deep motion reaches into the brain
 AXES = {"sex": (0,), "age": (1,), "diagnosis-1": (2,), "diagnosis-2": (0, 1), "cognition": (0, 2)}
 
@@ -92,8 +93,8 @@ def grid_of(template: str, zoom_mm: float) -> Grid:
 
 
 @lru_cache(maxsize=4)
-def brain_on(grid: Grid) -> Brain:
-    """The brain on a grid."""
+def brain_on(grid: Grid, network_mm: float = NETWORK_MM) -> Brain:
+    """The brain on a grid, with networks of a width."""
     template, affine = _template()
     zoom = float(grid.zooms.mean())
     smooth = gaussian_filter(template, max(zoom, 2.0) / 2 / 2.0)  # of 2 mm voxels: half a voxel of the grid
@@ -106,7 +107,7 @@ def brain_on(grid: Grid) -> Brain:
         grid=grid,
         mask=mask,
         tissue=_standard(-t1[inside]).astype(np.float32),  # T2* contrast: fluid bright, white matter dark
-        networks=network_maps(inside_mm),
+        networks=network_maps(inside_mm, network_mm),
         fields=smooth_fields(inside_mm),
         edge=np.exp(-(depth - depth.min()) / EDGE_MM).astype(np.float32),
     )
@@ -138,10 +139,10 @@ def network_centres() -> np.ndarray:
     return np.concatenate([pairs - apart, pairs + apart, np.array(CONDITION_SITES_MM, float)])
 
 
-def network_maps(points_mm: np.ndarray) -> np.ndarray:
+def network_maps(points_mm: np.ndarray, network_mm: float = NETWORK_MM) -> np.ndarray:
     """Gaussian profiles around the centres.  # (v, 3) -> (v, networks) float32"""
     squared = ((points_mm[:, None].astype(np.float32) - network_centres().astype(np.float32)) ** 2).sum(axis=-1)
-    return np.exp(-squared / (2 * WIDTH_MM**2))
+    return np.exp(-squared / (2 * network_mm**2))
 
 
 def smooth_fields(points_mm: np.ndarray) -> np.ndarray:

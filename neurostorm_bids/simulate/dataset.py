@@ -48,7 +48,8 @@ def write_dataset(root: Path | str, **plan: Any) -> Simulation:
     """
     simulation, root = Simulation(**plan), Path(root)
     cohort = draw_cohort(simulation)
-    brains = [brain_on(grid_of(template, simulation.zoom_mm)) for template in simulation.spaces]
+    width = simulation.levels.network_mm
+    brains = [brain_on(grid_of(template, simulation.zoom_mm), width) for template in simulation.spaces]
     _write_description(root, simulation)
     _write_participants(root, simulation, cohort)
     with threadpool_limits(1):  # sums of a product depend on how many threads share it, and bytes must not

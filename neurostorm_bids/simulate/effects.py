@@ -87,6 +87,8 @@ class Levels:
         SD of the mean image over the brain.
     fluctuation : float
         SD of a network's time course at its centre.
+    network_mm : float
+        SD of a network's profile in space.
     noise : float
         SD of white noise, independent in every voxel and volume.
     correlation_time_s : float
@@ -106,6 +108,7 @@ class Levels:
     intensity: float = 1000.0
     tissue_contrast: float = 0.06
     fluctuation: float = 0.04
+    network_mm: float = 7.0
     noise: float = 0.03
     correlation_time_s: float = 1.5
     run_field: float = 0.01

@@ -249,9 +249,8 @@ def _train(
     course: Course,
     place: Place,
 ) -> tuple[nn.Module, Outcome]:
-    channels = stage_channels(encoder.config, len(encoder.config.depths) - 1)
-    head = head_for(target, channels, torch.Generator().manual_seed(course.seed + HEAD))
     weights = class_weights(labels, split.train) if target.kind == "classification" else None
+    head = _first_head(plan, encoder, target, stretches, weights, split, course)
     module = Finetuning(encoder, head, target, course, method=plan.method, class_weights=weights)
     frames = plan.config.img_size[3]
     training = ClipDataset(_training_samples(target, stretches, split, course), frames, plan.augment)
@@ -259,6 +258,32 @@ def _train(
     validation = ClipDataset(ClipSamples(held_out, course.seed), frames) if held_out else None
     outcome = train(module, training, validation, course, place)
     return head, outcome
+
+
+def _first_head(
+    plan: Tuning,
+    encoder: Encoder,
+    target: Target,
+    stretches: _Stretches,
+    weights: np.ndarray | None,
+    split: Split,
+    course: Course,
+) -> nn.Module:
+    """The head that training begins with: behind prompts the linear probe, since a fresh one takes most of a training
+    to get there (Kumar et al. 2022, arXiv 2202.10054). A vector for retrieval is normalised over the batch and starts
+    fresh.
+    """
+    if plan.method != "prompt" or target.kind == "retrieval":
+        channels = stage_channels(encoder.config, len(encoder.config.depths) - 1)
+        return head_for(target, channels, torch.Generator().manual_seed(course.seed + HEAD))
+    encoder.to(device_of(course)).eval()
+    data = []
+    for participants in (split.train, split.validation):
+        found = [stretch for stretch, _ in stretches.of(participants, fixed=True)]
+        rows = _outputs(lambda clips: pool(encoder(clips)), found, stretches, course)
+        data.append(Embedded(rows, np.array([stretch.label for stretch in found])))
+    _require(data[0].features, "training")
+    return fit_probe(target, data[0], data[1] if len(data[1].labels) else None, weights)[0]
 
 
 def _training_samples(target: Target, stretches: _Stretches, split: Split, course: Course) -> Samples:
