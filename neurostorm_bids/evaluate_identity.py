@@ -28,6 +28,7 @@ from neurostorm_bids.evaluation.retrieval import (
     ranks,
     retrieval_scores,
 )
+from neurostorm_bids.evaluation.statements import shown
 from neurostorm_bids.evaluation_tables import IDENTIFYING, ignore_evaluation
 from neurostorm_bids.outputs.atomic import write_json, write_text
 from neurostorm_bids.outputs.sidecars import software_versions
@@ -140,15 +141,14 @@ def _statements(found: Found, material: Material, settings: Settings) -> list[st
         p = _p_values(ranked, settings)["rank1"]
         verdict = "no permutations" if np.isnan(p) else f"p = {p:.2g} of {settings.n_permutations} permutations"
         said.append(
-            f"{name}, {which}: rank-1 {value:.3f} [{interval.low:.3f}, {interval.high:.3f}] among {ranked.gallery} "
+            f"{name}, {which}: rank-1 {value:.3f} {shown(interval, '.3f')} among {ranked.gallery} "
             f"(guessing {chance_of(ranked.gallery)['rank1']:.3f}, {verdict})."
         )
     for model, other, which in _pairs(found, material):
         value, interval = _differences(found, model, other, which, settings)["rank1"]
         told = "more often" if interval.low > 0 else "less often" if interval.high < 0 else "not reliably more often"
         said.append(
-            f"{model} against {other}, {which}: it finds people {told} (rank-1 {value:+.3f} "
-            f"[{interval.low:+.3f}, {interval.high:+.3f}])."
+            f"{model} against {other}, {which}: it finds people {told} (rank-1 {value:+.3f} {shown(interval, '+.3f')})."
         )
     if any(which == WITHIN for _, which in found):
         said.append("Within runs, halves of one run share its day and head position: no evidence of re-identification.")

@@ -16,6 +16,7 @@ from neurostorm_bids.evaluation.learning import Features, cross_validate
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
 from neurostorm_bids.evaluation.retrieval import (
+    Ranks,
     chance_of,
     difference_of,
     interval_of,
@@ -24,7 +25,7 @@ from neurostorm_bids.evaluation.retrieval import (
     retrieval_scores,
 )
 from neurostorm_bids.evaluation.shift import TrainingDistribution
-from neurostorm_bids.evaluation.statements import statements, verdict_of
+from neurostorm_bids.evaluation.statements import shown, statements, verdict_of
 from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
 from neurostorm_bids.space.grid import Grid
 
@@ -126,6 +127,12 @@ def test_intervals_and_p_values_of_people_found():
     value, interval = difference_of(same, noise, 200, seed=0)["map"]
     assert value == pytest.approx(retrieval_scores(same)["map"] - retrieval_scores(noise)["map"])
     assert 0 < interval.low < value < interval.high
+    # everybody is found by the one and nobody by the other: all resamples agree, and it is no less certain for that
+    lost, best = (Ranks(np.full((20, 20), rank), same.participants) for rank in (20, 1))
+    value, interval = difference_of(best, lost, 200, seed=0)["rank1"]
+    assert value == interval.high == 1.0 and interval.low == pytest.approx(2 * 0.8389 - 1, abs=1e-3)
+    assert np.isnan(difference_of(best, best, 200, seed=0)["rank1"][1].low)
+    assert shown(Interval(np.nan, np.nan), "+.3f") == "(resampling gives no interval)"
 
 
 # --- controls and parcels ---------------------------------------------------------------------------------------

@@ -85,8 +85,20 @@ def difference_of(one: Ranks, other: Ranks, n: int, seed: int) -> dict[str, tupl
     rng, size = np.random.default_rng([seed, 99]), one.gallery
     weights = rng.multinomial(size, np.full(size, 1 / size), size=n) / size  # (b, n)
     mine, its = credits_of(one.rank), credits_of(other.rank)
-    return {name: (float((mine[name] - its[name]).mean()), percentile(weights @ (mine[name] - its[name])))
-            for name in RETRIEVAL}  # fmt: skip
+    gained = {name: mine[name] - its[name] for name in RETRIEVAL}
+    return {name: (float(of_query.mean()), _between(of_query, weights)) for name, of_query in gained.items()}
+
+
+def _between(gained: np.ndarray, weights: np.ndarray) -> Interval:
+    """Percentiles of the mean of what queries gain; where all gain the same, resamples have no width.
+
+    What is gained lies between -1 and 1, and its place between them is like a share, which has a score interval then.
+    Of no gain at all, as from equal features, nothing follows.
+    """
+    if np.ptp(gained) > 0 or not gained.any():
+        return percentile(weights @ gained)
+    share = score_interval((1 + float(gained[0])) / 2, 0.0, len(gained))
+    return Interval(2 * share.low - 1, 2 * share.high - 1)
 
 
 def chance_of(gallery: int) -> dict[str, float]:

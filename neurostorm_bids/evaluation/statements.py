@@ -113,7 +113,7 @@ def _standing(summary: Summary, name: str, metric: str) -> Standing:
 
 
 def _above_chance(row: MetricRow, metric: str, standing: Standing, fixed: bool) -> str:
-    figures = f"{metric} {row.value:.3f} {_interval(row.interval, '.3f')}"
+    figures = f"{metric} {row.value:.3f} {shown(row.interval, '.3f')}"
     if standing is Standing.UNKNOWN:
         return f"{row.features}: {figures}; {standing.value}."
     how = " without training again" if fixed else ""
@@ -147,7 +147,8 @@ def on_age_bias(model: str, figures: Mapping[str, float], unit: str | None) -> s
     return f"{model}, age bias: {parts[0]} as predicted; {parts[1]} after correction learnt on training participants."
 
 
-def _interval(interval: Interval, form: str) -> str:
+def shown(interval: Interval, form: str) -> str:
+    """An interval in a sentence."""
     if np.isnan(interval.low):
         return "(resampling gives no interval)"
     return f"[{interval.low:{form}}, {interval.high:{form}}]"
@@ -162,7 +163,7 @@ def verdict_of(difference: Difference, metric: str) -> int:
 
 
 def _compared(difference: Difference, metric: str, description: str) -> str:
-    figures = f"{metric} {difference.value:+.3f} {_interval(difference.interval, '+.3f')}"
+    figures = f"{metric} {difference.value:+.3f} {shown(difference.interval, '+.3f')}"
     kind = next((kind for kind in MEANINGS if difference.features.startswith(kind)), None)
     verdict = verdict_of(difference, metric)
     told = ("it is better", "they cannot be told apart", "it is worse")
