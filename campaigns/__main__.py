@@ -26,6 +26,7 @@ GRACE_S = 60  # from the limit to the end of a campaign that does not let itself
 CAMPAIGNS = {
     "bad-input": ("bad_input", 900, "defective datasets, models and options through the command line"),
     "fuzz": ("fuzz", 6000, "damaged and invented files through every reader"),
+    "coverage": ("coverage", 7200, "lines and branches of the package that the tests run"),
     "faults": ("faults", 7200, "killed, full and broken disks at every write"),
 }
 
