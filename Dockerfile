@@ -21,9 +21,9 @@ WORKDIR /build
 COPY constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt torch
-COPY pyproject.toml scripts/requirements.py ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python requirements.py pyproject.toml > requirements.txt && pip install -c constraints.txt -r requirements.txt
+# everything else by the hashes of its files (scripts/lock_requirements.sh); torch has brought what it needs itself
+COPY requirements.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes --no-deps -r requirements.lock
 
 # --- this package, its kernels compiled; the wheel serves every Python of 3.11 to 3.13 ------------------------------------
 FROM ${BASE} AS wheel

@@ -6,6 +6,7 @@ import ast
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -237,3 +238,26 @@ def test_a_point_of_resume_runs_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "planted").exists()
     torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert (tmp_path / "planted").exists()  # it would have
+
+
+# --- packages ---------------------------------------------------------------------------------------------------
+
+
+def test_every_package_of_the_image_is_locked_by_hash():
+    import tomllib
+
+    root = Path(__file__).parents[1]
+    locked: dict[str, str] = {}
+    for block in (root / "requirements.lock").read_text().replace("\\\n", " ").splitlines():
+        if block and not block.startswith("#"):
+            pinned, *hashes = block.split()
+            name, _, version = pinned.partition("==")
+            assert version and hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+            locked[name] = version
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=\[; ]", line)[0].lower() for line in project["dependencies"]} - {"torch"}
+    assert wanted <= locked.keys(), "run scripts/lock_requirements.sh"
+    lines = (root / "constraints.txt").read_text().splitlines()
+    tested = dict(line.lower().split(";")[0].strip().split("==") for line in lines if "==" in line)
+    assert {name: tested[name] for name in wanted} == {name: locked[name] for name in wanted}
+    assert "--require-hashes --no-deps -r requirements.lock" in (root / "Dockerfile").read_text()
