@@ -27,7 +27,10 @@ CAMPAIGNS = {
     "bad-input": ("bad_input", 900, "defective datasets, models and options through the command line"),
     "fuzz": ("fuzz", 6000, "damaged and invented files through every reader"),
     "coverage": ("coverage", 7200, "lines and branches of the package that the tests run"),
-    "faults": ("faults", 7200, "killed, full and broken disks at every write"),
+    "faults": ("faults", 14400, "killed, full and broken disks at every write"),
+    "kills": ("kills", 3600, "signals, killed workers and ranks, full disks, company, clocks"),
+    "soak": ("soak", 3600, "many runs through one process; --mem beside what is taken"),
+    "determinism": ("determinism", 1800, "the same bytes and embeddings whatever the workers, batches, threads"),
 }
 
 
