@@ -335,7 +335,10 @@ def verify_model(source: str | Path, *, device: str = "cpu", backbone: str | Non
     model = load_model(backbone if pack and backbone else source, packs=[source] if pack else [], device=device)
     differences = [difference for difference in model.self_test() if difference is not None]
     if not differences:
-        return "weights and architecture match; no test embedding is recorded"
+        return (
+            "weights and architecture match; no test embedding is recorded, so that nothing shows whether this machine "
+            "computes it right: neurostorm-models convert, and training, make folders that have one"
+        )
     return f"hashes match, embedding within {max(differences):.1e} of the recorded one"
 
 
