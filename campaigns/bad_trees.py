@@ -520,4 +520,50 @@ CALLS = (
     ),
 )
 
-DEFECTS = (*FOLDERS, *NAMES, *DATASETS, *CALLS)
+
+def read_only(case: Case) -> None:
+    (case.folder / "fixed").mkdir(mode=0o555)
+
+
+PERMISSIONS = (
+    Defect(
+        "an image that may not be read",
+        lambda case: case.bold.chmod(0),
+        RUN,
+        "permission denied",
+        "read permission",
+        unprivileged=True,
+    ),
+    Defect(
+        "a sidecar that may not be read",
+        lambda case: case.sidecar.chmod(0),
+        r"preproc_bold\.json",
+        "permission denied",
+        "read permission.*Passed over",
+        End.WARNED,
+        0,
+        unprivileged=True,
+    ),
+    Defect(
+        "a participant's folder that may not be read",
+        lambda case: (beside("sub-03")(case), (case.dataset / "sub-03/func").chmod(0)),
+        "{}/fmriprep/sub-03",
+        "(?i)cannot be read: permission denied",
+        "Check its permissions",
+        End.OTHERS,
+        unprivileged=True,
+    ),
+    Defect(
+        "an output folder that may not be written",
+        read_only,
+        "{}/fixed/out",
+        "(?i)cannot be created: permission denied",
+        "another OUTPUT_DIR",
+        End.STOP,
+        73,
+        base=base(out="{}/fixed/out"),
+        unprivileged=True,
+    ),
+)
+
+DEFECTS = (*FOLDERS, *NAMES, *DATASETS, *PERMISSIONS, *CALLS)

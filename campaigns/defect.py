@@ -41,3 +41,4 @@ class Defect:
     base: tuple[str, ...] | None = None
     space: str = TEMPLATE
     other: str = ""
+    unprivileged: bool = False  # as somebody who must obey permissions: as a program, without root's power over files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,9 @@ def _rows(path: Path) -> np.ndarray:
     if fault := fault_of(path):
         raise ConfoundsUnusable(fault.fault, file=path, expected=fault.expected, remedy=fault.remedy or REMEDY)
     try:
-        rows = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no row is an error below
+            rows = np.loadtxt(path, ndmin=2, encoding="utf-8-sig")
     except (ValueError, UnicodeDecodeError) as problem:
         raise ConfoundsUnusable(
             f"is no table of numbers: {problem}", file=path, expected="a row of numbers a volume", remedy=REMEDY
