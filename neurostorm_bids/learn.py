@@ -239,7 +239,10 @@ class _Tested:
         content = torch.load(path, weights_only=True)  # data alone: nothing in it runs
         if content["identity"] != place.identity:
             return None
-        clips = tuple(ClipOutput(*values, outputs.numpy()) for *values, outputs in content["clips"])
+        clips = tuple(
+            ClipOutput(participant, run, first_frame, truth, outputs.numpy())
+            for participant, run, first_frame, truth, outputs in content["clips"]
+        )
         return cls(Target(**content["target"]), clips)
 
 
