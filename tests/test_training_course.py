@@ -14,12 +14,12 @@ import pytest
 import torch
 from training_cases import CONFIG, course, place, runs
 
-from neurostorm_bids.errors import BackboneChanged, ResumeImpossible, SplitsOverlap, TrainingDiverged
+from neurostorm_bids.errors import BackboneChanged, ResumeImpossible, SplitsOverlap, TrainingDiverged, UsageError
 from neurostorm_bids.model.config import Target
 from neurostorm_bids.model.encoder import Encoder
 from neurostorm_bids.model.folder import tensor_digest
 from neurostorm_bids.training import finetune
-from neurostorm_bids.training.course import advice, fitting_batch_size
+from neurostorm_bids.training.course import _require_work_for_all, advice, fitting_batch_size
 from neurostorm_bids.training.finetune import Tuning, tune
 from neurostorm_bids.training.linear import fit_probe
 from neurostorm_bids.training.modules import target_loss
@@ -267,6 +267,13 @@ def test_class_weights_are_those_of_the_data_not_of_the_batch():
     weights = torch.tensor([0.5, 2.0])
     each = torch.stack([torch.log1p(torch.exp(torch.tensor(0.3))), torch.log1p(torch.exp(torch.tensor(0.2)))])
     assert target_loss(target, outputs, truth, weights) == pytest.approx(float((each * weights).mean()))
+
+
+def test_no_process_waits_for_one_without_validation_clips():
+    _require_work_for_all(None, 8)
+    _require_work_for_all([0, 1], 2)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"1 validation clips for 2 processes.*fewer processes"):
+        _require_work_for_all([0], 2)  # type: ignore[arg-type]
 
 
 # --- memory -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from neurostorm_bids.errors import OutOfMemory
+from neurostorm_bids.errors import OutOfMemory, UsageError
 from neurostorm_bids.model.device import computing_in
 from neurostorm_bids.model.encoder import Backbone
 from neurostorm_bids.training.checkpoints import AtomicCheckpoints, BestWeights, ResumePoints, resume_point
@@ -117,6 +117,8 @@ def train(
         With the batch size that fits.
     ResumeImpossible
         ``place.resume``, and what lies there is of another training.
+    UsageError
+        More processes than validation clips.
     """
     started = time.monotonic()
     for chatty in ("lightning.pytorch", "lightning.fabric"):  # of all they say, advertisements included
@@ -125,6 +127,7 @@ def train(
     points = ResumePoints(place.state, course.checkpoint_every, cursor, place.identity)
     found = resume_point(place.state, place.identity) if place.resume else None
     trainer = _trainer(course, place, [best, points, *_reports(course, validation is not None)], found is not None)
+    _require_work_for_all(validation, trainer.world_size)
     for part in module.modules():
         if isinstance(part, Backbone):
             part.checkpoint_blocks(course.checkpoint_blocks)
@@ -160,6 +163,17 @@ def _disk_faults_told_once() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
+
+
+def _require_work_for_all(validation: ClipDataset | None, n_processes: int) -> None:
+    """Processes judge every epoch together: one without a validation clip would leave the others waiting."""
+    if validation is None or len(validation) >= n_processes:
+        return
+    raise UsageError(
+        f"{len(validation)} validation clips for {n_processes} processes",
+        expected="at least one for each",
+        remedy="Start fewer processes, or give more participants or a larger share to validation",
+    )
 
 
 def _steps(n_samples: int, course: Course, world: int) -> int:
