@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import kstest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
@@ -269,3 +269,18 @@ def test_p_is_uniform_where_there_is_nothing_to_find(classes):
     for metric, p in found.items():
         jittered = np.array(p) - rng.uniform(0, 1 / 40, size=len(p))  # p comes in steps of 1 / 40
         assert kstest(jittered, "uniform").pvalue > 0.01, metric
+
+
+@pytest.mark.parametrize("d", [5, 120])
+def test_logistic_models_are_those_of_scikit_learn_on_the_features(d: int):
+    """Also where there are more features than rows, and coordinates among the rows take their place."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(60, d)), rng.integers(0, 3, 60)
+    problem = problem_of(y, classes=("a", "b", "c"))
+    fold = plan_folds(problem, repeats=1)[0]
+    nested = nested_logistic(x, problem.columns(y[:, None]), fold)
+    scaler = StandardScaler().fit(x[fold.train])
+    model = LogisticRegression(C=1 / nested.penalty[0], max_iter=1000).fit(
+        scaler.transform(x[fold.train]), y[fold.train]
+    )
+    assert np.allclose(nested.predicted[:, 0], model.predict_proba(scaler.transform(x[fold.test])), atol=2e-3)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.evaluation.problem import Fold
-from neurostorm_bids.evaluation.ridge import Nested
+from neurostorm_bids.evaluation.ridge import Decomposition, Nested
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse penalty; features of SD 1
 
@@ -19,23 +19,28 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # inverse penalty; features of SD 1
 def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None = None) -> Nested:
     """Choose the penalty on inner folds by log loss, train, predict: for every labelling and resample anew.
 
+    The penalty is of squares, so that models of the features are models of their coordinates among the training rows:
+    never more than rows, and the same for all labellings.
+
     Parameters and result are those of `ridge.nested_ridge`.
     """
     n_labellings, n_columns = labels.shape[1:]
-    predicted = np.empty((len(fold.test), n_labellings, n_columns))
+    train, test = features[fold.train], features[fold.test]
+    whole, halves = Decomposition.of(train, test), [Decomposition.of(train[fit], train[new]) for fit, new in fold.inner]
+    predicted = np.empty((len(test), n_labellings, n_columns))
     penalty = np.empty(n_labellings)
-    inner = np.empty((len(fold.train), n_columns))
+    inner = np.empty((len(train), n_columns))
     for number in range(n_labellings):
-        y = _classes(labels[:, number])
-        strength, held_out = _best_strength(features[fold.train], y[fold.train], n_columns, fold)
+        y = _classes(labels[fold.train, number])
+        strength, held_out = _best_strength(halves, y, n_columns, fold)
         penalty[number] = 1 / strength
         if number == 0:
             inner = held_out
-        predicted[:, number] = _fitted(features[fold.train], y[fold.train], features[fold.test], n_columns, strength)
-    train, test, y = features[fold.train], features[fold.test], _classes(labels[:, 0])[fold.train]
-    refits = (
-        [] if weights is None else [_fitted(train, y, test, n_columns, 1 / penalty[0], w[fold.train]) for w in weights]
-    )
+        predicted[:, number] = _fitted(whole, y, n_columns, strength)
+    y, refits = _classes(labels[fold.train, 0]), []
+    for w in () if weights is None else weights[:, fold.train]:
+        parts = Decomposition.of(train[w > 0], test)
+        refits.append(_fitted(parts, y[w > 0], n_columns, 1 / penalty[0], w[w > 0]))
     refitted = np.stack(refits) if refits else np.zeros((0, len(test), n_columns))
     return Nested(predicted, inner, penalty, refitted)
 
@@ -45,13 +50,15 @@ def _classes(columns: np.ndarray) -> np.ndarray:
     return columns[:, 0].astype(int) if columns.shape[1] == 1 else columns.argmax(axis=1)
 
 
-def _best_strength(x: np.ndarray, y: np.ndarray, n_columns: int, fold: Fold) -> tuple[float, np.ndarray]:
+def _best_strength(
+    halves: Sequence[Decomposition], y: np.ndarray, n_columns: int, fold: Fold
+) -> tuple[float, np.ndarray]:
     """The strength with the smallest inner log loss, and its held-out predictions."""
     losses, predictions = [], []
     for strength in STRENGTHS:
         held_out = np.empty((len(y), n_columns))
-        for fit, validate in fold.inner:
-            held_out[validate] = _fitted(x[fit], y[fit], x[validate], n_columns, strength)
+        for parts, (fit, validate) in zip(halves, fold.inner, strict=True):
+            held_out[validate] = _fitted(parts, y[fit], n_columns, strength)
         losses.append(_log_loss(y, held_out))
         predictions.append(held_out)
     best = int(np.argmin(losses))
@@ -64,20 +71,18 @@ def _log_loss(y: np.ndarray, columns: np.ndarray) -> float:
 
 
 def _fitted(
-    x: np.ndarray, y: np.ndarray, new: np.ndarray, n_columns: int, strength: float, weights: np.ndarray | None = None
+    parts: Decomposition, y: np.ndarray, n_columns: int, strength: float, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Probabilities of the new rows, of the second class where there are two.  # (m, columns)"""
-    if weights is not None:
-        x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
-    probabilities = np.zeros((len(new), max(2, n_columns)))
+    probabilities = np.zeros((len(parts.new), max(2, n_columns)))
     present = np.unique(y)
-    if len(present) == 1:
-        probabilities[:, present] = 1.0
+    if len(present) == 1 or not parts.singular.size:
+        probabilities[:] = np.bincount(y, weights, minlength=probabilities.shape[1])
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
     else:
-        scaler = StandardScaler().fit(x)
         model = LogisticRegression(C=strength, max_iter=200)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which inner folds do not choose
-            model.fit(scaler.transform(x), y, sample_weight=weights)
-        probabilities[:, present] = model.predict_proba(scaler.transform(new))
+            model.fit(parts.left * parts.singular, y, sample_weight=weights)
+        probabilities[:, present] = model.predict_proba(parts.new)
     return probabilities[:, 1:] if n_columns == 1 else probabilities
