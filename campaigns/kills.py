@@ -195,18 +195,29 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def _ranks_of(launcher: int) -> list[int]:
+    """The processes that torchrun started, each of which has a session of its own."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == launcher and state != "Z" and "neurostorm_bids" in _command(int(stat.parent.name)):
+                found.append(int(stat.parent.name))
+    return found
+
+
 def _rank_killed(place: Place, options: argparse.Namespace) -> None:
     """One of two training processes dies; the other ends in bounded time, and the training is gone on with."""
     words = place.scenario.argv(place.folder)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                "neurostorm_bids", *words, "--epochs", "40"]  # fmt: skip
+                "neurostorm_bids", *words, "--epochs", "400", "--batch-size", "1"]  # fmt: skip
     with (place.folder / "said").open("wb") as said:
         process = subprocess.Popen(
             torchrun, stdout=said, stderr=said, start_new_session=True, cwd=place.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     place.wait_for("last.ckpt", process)
-    ranks = [pid for pid in _left_of(process.pid) if "neurostorm_bids" in _command(pid) and _parent(pid) == process.pid]
+    ranks = _ranks_of(process.pid)
     place.check(len(ranks) == 2, f"{len(ranks)} ranks were found")
     started = time.monotonic()
     for pid in ranks[-1:]:
@@ -215,7 +226,7 @@ def _rank_killed(place: Place, options: argparse.Namespace) -> None:
         process.wait(120)
     place.check(process.returncode not in (None, 0), "did not end in 120 s")
     place.check("exitcode" in place.said() or "Signal" in place.said(), "says no word of it")
-    place.check(not _left_of(process.pid), "left processes behind")
+    place.check(not any("neurostorm_bids" in _command(pid) for pid in ranks), "left processes behind")
     print(f"    both ranks had ended {time.monotonic() - started:.1f} s after one was killed")
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -91,7 +91,8 @@ SCENARIOS = (
     Scenario("aggregate", _aggregated, ("--group-workflow", "aggregate")),
     Scenario(
         "pretrain", _trainable,
-        ("--group-workflow", "pretrain", "--model", "{}/tiny", "--name", "base", *_TRAINING),
+        ("--group-workflow", "pretrain", "--model", "{}/tiny", "--name", "base", "--validation-share", "0.4",
+         *_TRAINING),
     ),
     Scenario(
         "finetune", _trainable,

@@ -135,7 +135,7 @@ def train(
     data = Clips(train_data, validation, course, cursor, order)
     products = computing_in("tf32" if course.precision == "tf32" else "32", trainer.strategy.root_device)
     with warnings.catch_warnings(), products, _disk_faults_told_once():
-        beside_the_point = "does not have many workers|not resumable|eval mode|isinstance|`srun` command"
+        beside_the_point = "does not have many workers|not resumable|eval mode|isinstance|`srun` command|sync_dist"
         warnings.filterwarnings("ignore", message=f".*({beside_the_point}).*")
         try:
             trainer.fit(module, datamodule=data, ckpt_path=found, weights_only=True)
