@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(list(arguments))
     print(f"seed {options.seed}")
-    failed, ready = 0, {}
+    failed = 0
+    ready: dict[str, Place] = {}
     for name, (scenario, case) in CASES.items():
         if options.only and name not in options.only:
             continue
