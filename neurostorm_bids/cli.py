@@ -557,9 +557,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (Stopped, KeyboardInterrupt) as error:
         what, code = error.args if isinstance(error, Stopped) else ("interrupted", 130)
-        again = " with --resume" if "--group-workflow" in arguments else ""
-        print(f"neurostorm: {what}; the same command{again} resumes where it stopped.", file=sys.stderr)
+        print(f"neurostorm: {what}; {_how_to_go_on(arguments)}.", file=sys.stderr)
         return code
+
+
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    if {"evaluate", "aggregate"} & set(arguments):
+        return "the same command does it again from its start"
+    again = " with --resume" if {"pretrain", "finetune"} & set(arguments) and "--resume" not in arguments else ""
+    return f"the same command{again} resumes where it stopped"
 
 
 @contextmanager

@@ -130,6 +130,19 @@ def test_signals_end_the_program_in_order(tmp_path, monkeypatch, capsys, number,
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["participant"], "the same command resumes where it stopped"),
+        (["group", "--group-workflow", "pretrain"], "the same command with --resume resumes where it stopped"),
+        (["group", "--group-workflow", "finetune", "--resume"], "the same command resumes where it stopped"),
+        (["group", "--group-workflow", "evaluate"], "the same command does it again from its start"),
+    ],
+)
+def test_an_interrupted_command_says_how_to_go_on(words, said):
+    assert cli._how_to_go_on(words) == said
+
+
 def test_workers_end_with_the_program(tmp_path, monkeypatch):
     from nipype.pipeline.engine import Workflow
 
