@@ -43,6 +43,7 @@ FOUND = [
     ("json", lambda: b'{"DatasetType": "derivative", "GeneratedBy": 5}'),
     ("filters", lambda: b"[" * 100_000),
     ("filters", lambda: b"a = " + b"[" * 5000),
+    ("filters", lambda: b'{"bold": {"run": "' + b"7" * 5000 + b'"}}'),
     ("models", lambda: self_test(b"1" + b"0" * 400)),
     ("transforms", lambda: b"#Insight Transform File V1.0\nTransform: A_double_" + b"9" * 5000 + b"_3\n"),
 ]  # fmt: skip

@@ -97,6 +97,8 @@ def test_numbers_match_whatever_their_padding():
     assert Query.of({"res": "02"}).matches({"res": "2"})
     assert not Query.of({"task": "01"}).matches({"task": "1"})
     assert canonical("res", "native") == "native"
+    assert canonical("run", "000") == canonical("run", "0") == "0"
+    assert canonical("echo", "0" + "1" * 5000) == "1" * 5000  # more digits than Python takes for a number
 
 
 def test_inheritance_is_by_entities():

@@ -85,4 +85,5 @@ def _fitted(
             warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which inner folds do not choose
             model.fit(parts.left * parts.singular, y, sample_weight=weights)
         probabilities[:, present] = model.predict_proba(parts.new)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)  # of sum 1 in float32 until here
     return probabilities[:, 1:] if n_columns == 1 else probabilities

@@ -111,7 +111,9 @@ def canonical(entity: str, value: object) -> str:
     ('1', '01')
     """
     text = str(value)
-    return str(int(text)) if entity in NUMBERED and text.isascii() and text.isdigit() else text
+    if entity in NUMBERED and text.isascii() and text.isdigit():
+        return text.lstrip("0") or "0"  # not by way of a number: Python reads no longer ones than 4300 digits
+    return text
 
 
 @dataclass(frozen=True)
