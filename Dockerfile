@@ -51,7 +51,7 @@ COPY scripts/image_content.py ./
 RUN --mount=type=cache,target=/cache --mount=type=bind,target=/context \
     HF_HOME=/cache/huggingface TEMPLATEFLOW_HOME="${TEMPLATEFLOW_ARCHIVE:+/tmp}/cache/templateflow" \
     NEUROSTORM_TEMPLATEFLOW_ARCHIVE="$TEMPLATEFLOW_ARCHIVE" \
-    python image_content.py /content --context /context --model "$MODEL" --templates "$TEMPLATES"
+    python image_content.py /content --context /context --model "$MODEL" --templates "$TEMPLATES" && chmod -R a+rX /content
 
 # --- packages for GPUs ------------------------------------------------------------------------------------------------------
 FROM ${CUDA_BUILD} AS gpu-packages

@@ -63,7 +63,7 @@ def test_an_image_runs_the_program_as_nobody_in_particular(name: str):
     assert last["USER"] == "1000:1000" and last["WORKDIR"] == "/tmp"
     settings = " ".join(rest for word, rest in stages()[name] if word == "ENV")
     assert all(name in settings for name in ("PYTHONNOUSERSITE=1", "TEMPLATEFLOW_HOME=/opt", "NEUROSTORM_CONTAINER="))
-    assert "chmod -R go=u /home/neurostorm" in DOCKERFILE
+    assert "chmod -R go=u /home/neurostorm" in DOCKERFILE and "chmod -R a+rX /content" in DOCKERFILE
     assert all(f"org.opencontainers.image.{key}" in last["LABEL"] for key in ("title", "version", "licenses"))
 
 

@@ -206,6 +206,8 @@ def test_a_missing_file_is_fetched_once_and_announced(image, archive, templatefl
     assert choose_route(run_of(image(NINE)), SMALL, offline=True).files == route.files
     assert not caplog.text
     assert [path.name for path in route.files[0].parent.iterdir()] == [TEMPLATE_FILE]
+    (templateflow / "plain").touch()  # a cache that several people share is read by all of them
+    assert route.files[0].stat().st_mode == (templateflow / "plain").stat().st_mode
 
 
 def test_what_is_not_needed_is_not_fetched(image, archive, templateflow: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,15 +62,15 @@ def _fetched(source: str, target: str, cached: Path) -> Path:
 
 def _store(chunks: Iterable[bytes], n_bytes: int, cached: Path) -> None:
     cached.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=cached.parent, suffix=".partial")
+    partial = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with partial.open("xb") as stream:  # readable as other files here are: a cache may be shared
             written = sum(stream.write(chunk) for chunk in chunks)
         if not written or n_bytes not in (0, written):
             raise OSError(f"{written} of {n_bytes} bytes came")
-        Path(partial).replace(cached)
+        partial.replace(cached)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def archive() -> str:
