@@ -26,7 +26,7 @@ from neurostorm_bids.evaluation.retrieval import (
 )
 from neurostorm_bids.evaluation.shift import TrainingDistribution
 from neurostorm_bids.evaluation.statements import shown, statements, verdict_of
-from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary
+from neurostorm_bids.evaluation.summary import Difference, MetricRow, Summary, _between_shares
 from neurostorm_bids.space.grid import Grid
 
 NONE = np.zeros((100, 0), int)
@@ -240,3 +240,13 @@ def test_better_than_permuted_labels_is_not_yet_above_chance():
     assert said[2].startswith("idle: not above chance (r2")
     assert said[3].endswith("(r2 -0.300 [-0.100, +0.100]).") and said[4].endswith(" Neither is above chance.")
     assert "it cannot be told apart from the mean of the training rows" in said[5]
+
+
+def test_a_model_that_is_always_right_is_better_than_a_guess_in_every_resample():
+    def row(name: str, value: float, low: float, high: float) -> MetricRow:
+        return MetricRow(name, "balanced_accuracy", value, Interval(low, high), 0.0, 0.01, 99)
+
+    interval = _between_shares(row("m", 1.0, 0.8, 1.0), row("chance", 0.5, 0.35, 0.65))
+    assert interval.low == pytest.approx(0.5 - np.hypot(0.2, 0.15)) and interval.high == pytest.approx(0.65)
+    swapped = _between_shares(row("chance", 0.5, 0.35, 0.65), row("m", 1.0, 0.8, 1.0))
+    assert (swapped.low, swapped.high) == (pytest.approx(-interval.high), pytest.approx(-interval.low))

@@ -9,7 +9,15 @@ import numpy as np
 
 from neurostorm_bids.evaluation.intervals import Interval, percentile, score_interval, widening_of
 from neurostorm_bids.evaluation.learning import Outcome, each_repeat
-from neurostorm_bids.evaluation.metrics import LEAST, MOST, SHARES, WITHOUT_INTERVAL, Scores, metrics_of
+from neurostorm_bids.evaluation.metrics import (
+    LEAST,
+    MOST,
+    ROUNDING,
+    SHARES,
+    WITHOUT_INTERVAL,
+    Scores,
+    metrics_of,
+)
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -87,12 +95,15 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
                 spread = _spread(resampled[name][metric], refitted[name].get(metric, np.zeros(0)))
                 interval = score_interval(float(observed[name][metric].mean()), spread, n)
             rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
+    known = {(row.features, row.metric): row for row in rows}
     for model in models:
         for name in (name for name in outcomes if name != model):
             for metric in metrics_of(problem.kind):
                 value = float(observed[model][metric].mean() - observed[name][metric].mean())
                 between = [_difference(of[model], of[name]) for of in (resampled, refitted)]
                 interval = _interval(metric, between[0], between[1])
+                if metric in SHARES and np.isnan(interval.low) and abs(value) > ROUNDING:
+                    interval = _between_shares(known[model, metric], known[name, metric])
                 differences.append(Difference(model, name, metric, value, interval))
     return Summary(tuple(rows), tuple(differences))
 
@@ -130,6 +141,17 @@ def _interval(metric: str, resampled: Scores, refitted: Scores) -> Interval:
     if metric in WITHOUT_INTERVAL:
         return Interval(float("nan"), float("nan"))
     return percentile(resampled[metric], widening_of(resampled[metric], refitted.get(metric, np.zeros(0))))
+
+
+def _between_shares(one: MetricRow, other: MetricRow) -> Interval:
+    """The interval of a difference that all resamples agree on, as of a model that is always right from a guess.
+
+    From the intervals of the two (Newcombe 1998, method 10), as if they were of different people, which is wider.
+    """
+    value = one.value - other.value
+    low = value - np.hypot(one.value - one.interval.low, other.interval.high - other.value)
+    high = value + np.hypot(one.interval.high - one.value, other.value - other.interval.low)
+    return Interval(float(max(-1.0, low)), float(min(1.0, high)))
 
 
 def _spread(tested: np.ndarray, refitted: np.ndarray) -> float:
