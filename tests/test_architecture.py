@@ -42,7 +42,7 @@ RECIPES = {
     "progress",
     "resume",
 }
-FREE = {"ahead", "replacing", "simulate", "data", "csrc"}
+FREE = {"ahead", "library", "replacing", "simulate", "data", "csrc"}
 HEAVY = ("torch", "nibabel", "bids", "nipype", "numpy", "pandas", "nilearn", "templateflow")
 
 
