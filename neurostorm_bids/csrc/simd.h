@@ -34,6 +34,7 @@
 
 typedef float vf __attribute__((vector_size(4 * W), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * W), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * W), may_alias)); /* for bits of NaN, whose sums may run over */
 typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
 
 INLINE vf v_load(const float *p) { return *(const vf_unaligned *)p; }

@@ -44,8 +44,8 @@ static const int32_t EXP2_TABLE[8] __attribute__((aligned(32))) = {
 INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     (void)kf;
-    vi entry = (vi)_mm256_permutevar8x32_epi32(*(const __m256i *)EXP2_TABLE, (__m256i)t);
-    return (vf)(entry + ((vi)t << 20)) * p;
+    vu entry = (vu)_mm256_permutevar8x32_epi32(*(const __m256i *)EXP2_TABLE, (__m256i)t);
+    return (vf)(entry + ((vu)t << 20)) * p;
 }
 #else
 #define EXP2_MAGIC 12582912.0f /* 1.5 * 2^23 */
@@ -55,7 +55,7 @@ INLINE vf exp2_scaled(vf p, vf t, vf kf)
 {
     (void)kf;
     /* a product, since adding to the exponent's bits would turn NaN into a number */
-    return p * (vf)(((vi)t << 23) + 0x3f800000);
+    return p * (vf)(((vu)t << 23) + 0x3f800000u);
 }
 #endif
 
@@ -109,7 +109,7 @@ INLINE void exps(const int count, vf *x)
     EACH x[i] = exp2_scaled(p[i], t[i], kf[i]);
 #else
     /* twice half the value: 2^128 has no float, and exp(89) must be infinite */
-    EACH x[i] = exp2_scaled(p[i], (vf)((vi)t[i] - ((W == 8) ? 8 : 1)), kf[i]);
+    EACH x[i] = exp2_scaled(p[i], (vf)((vu)t[i] - ((W == 8) ? 8u : 1u)), kf[i]);
     EACH x[i] = x[i] + x[i];
 #endif
 }
