@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ import torch
 
 from neurostorm_bids import __version__
 from neurostorm_bids.environment import threads_per_run
-from neurostorm_bids.errors import OK, SOME_RUNS_FAILED, ModelFolderExists, NeurostormError, UsageError
+from neurostorm_bids.errors import (
+    OK,
+    SOME_RUNS_FAILED,
+    ModelFolderExists,
+    NeurostormError,
+    ResumeImpossible,
+    UsageError,
+)
 from neurostorm_bids.evaluation.packs import calibrated, calibration_record, distribution_of
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.participants import read_participants
@@ -232,11 +240,24 @@ class _Tested:
 
     @classmethod
     def kept(cls, place: Place) -> _Tested | None:
-        """What an earlier call of the same training kept; None where its figures were written, or it is gone."""
+        """What an earlier call of the same training kept; None where its figures were written, or it is gone.
+
+        Raises
+        ------
+        ResumeImpossible
+            It is damaged.
+        """
         path = place.state / TESTED
         if not path.is_file():
             return None
-        content = torch.load(path, weights_only=True)  # data alone: nothing in it runs
+        try:
+            content = torch.load(path, weights_only=True)  # data alone: nothing in it runs
+        except (OSError, RuntimeError, EOFError, LookupError, UnpicklingError) as error:
+            raise ResumeImpossible(
+                f"what the fold said of its test participants cannot be read ({error})",
+                file=path,
+                remedy="Remove the model of that fold, and leave out --resume to train it again",
+            ) from error
         if content["identity"] != place.identity:
             return None
         clips = tuple(

@@ -14,7 +14,7 @@ import torch
 from test_workflow import settings_for, succeed, tasks
 
 from neurostorm_bids import cli, learn, workflow
-from neurostorm_bids.errors import OutputNotWritable, OutputWriteFailed, Stopped
+from neurostorm_bids.errors import OutputNotWritable, OutputWriteFailed, ResumeImpossible, Stopped
 from neurostorm_bids.inputs.runs import BoldRun
 from neurostorm_bids.model.config import InputSpec
 from neurostorm_bids.replacing import replacing
@@ -116,6 +116,17 @@ def test_what_a_fold_was_tested_on_is_kept_for_this_training_alone(tmp_path):
     assert (kept.test[0].run, kept.test[0].first_frame, kept.test[0].truth) == ("run", 3, "F")
     assert np.array_equal(kept.test[0].outputs, clips[0].outputs) and kept.test[0].outputs.dtype == np.float32
     assert learn._Tested.kept(learn.replace(place, identity="another")) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "half"])
+def test_a_damaged_record_of_what_a_fold_was_tested_on_is_named(tmp_path, content):
+    place = learn.Place(state=tmp_path / "state", logs=tmp_path / "logs", identity="one")
+    learn._Tested(learn.Target("age", "regression"), ()).keep(place)
+    path = place.state / learn.TESTED
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(ResumeImpossible, match=r"(?s)tested\.pt: .*cannot be read.*Remove the model of that fold"):
+        learn._Tested.kept(place)
 
 
 @pytest.mark.parametrize(
