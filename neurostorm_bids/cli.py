@@ -590,17 +590,14 @@ def _stoppable() -> Iterator[None]:
 
 
 def _run(settings: Settings, arguments: Sequence[str]) -> int:
-    from neurostorm_bids.environment import prepare
+    from neurostorm_bids.environment import import_for_good, prepare
 
     prepare(settings)
     try:
         if settings.level == "group":
-            from neurostorm_bids.group import run_group
-
-            return run_group(settings)
-        from neurostorm_bids.participant import run_participant
-
-        return run_participant(settings, ["neurostorm", *arguments])
+            return int(import_for_good("neurostorm_bids.group").run_group(settings))
+        participant = import_for_good("neurostorm_bids.participant")
+        return int(participant.run_participant(settings, ["neurostorm", *arguments]))
     except BrokenPipeError:
         raise  # whoever read our output has gone
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -87,9 +88,11 @@ def prepare_on_grid(route: Route, spec: InputSpec, settings: Settings) -> Prepar
     series = to_grid(route, spec.grid, cache_dir=cache, threads=threads_per_run(settings))
     motion = read_motion(run, series.n_volumes)
     timing, windows = plan_clips(series, motion, run.start_time_s, spec, settings)
-    require_coverage(series, settings.min_coverage)
-    signal, tally = cleaned(series, run, timing.n_dummies, settings), Tally(series)
-    carpet = Carpet(spec.grid, series.brain, timing.n_volumes)
+    signal, brain = cleaned(series, run, timing.n_dummies, settings), series.brain
+    with ThreadPoolExecutor(1, thread_name_prefix="tissue") as thread:  # both read maps of the template
+        coming = thread.submit(Carpet, spec.grid, brain, timing.n_volumes)
+        require_coverage(series, settings.min_coverage)
+        tally, carpet = Tally(series), coming.result()
 
     def observe(volume: np.ndarray) -> None:
         tally.add(volume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -9,6 +10,16 @@ import sys
 
 import pytest
 
+from neurostorm_bids.environment import import_for_good
+
+FROZEN = """
+import gc, sys
+from neurostorm_bids.environment import import_for_good
+first = import_for_good("pandas"), gc.get_freeze_count()
+again = import_for_good("pandas"), gc.get_freeze_count()
+assert first == again and first[0] is sys.modules["pandas"], (first, again)
+print(first[1], gc.isenabled())
+"""
 HEAPS_OF_FOUR_THREADS = """
 import ctypes, sys, threading
 from neurostorm_bids.environment import share_one_heap
@@ -54,3 +65,16 @@ def test_freed_memory_is_kept_for_what_comes_next_unless_the_user_says_otherwise
         for env in (clean, stated)
     ]
     assert faults[0] < 200 < faults[1]
+
+
+def test_the_collector_is_spared_what_libraries_bring_and_goes_on_with_the_rest():
+    found = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, check=True).stdout.split()
+    assert int(found[0]) > 10_000
+    assert found[1] == "True"
+
+
+def test_a_module_that_cannot_be_imported_leaves_the_collector_on():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        import_for_good("no_such_module")
+    assert gc.isenabled()
+    gc.unfreeze()

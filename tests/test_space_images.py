@@ -63,6 +63,26 @@ def test_every_real_data_type_streams_as_nibabel_reads_it(tmp_path: Path, dtype:
     np.testing.assert_array_equal(got, data.astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "slope", "intercept", "always"),
+    [
+        *(("<i2", 1, 0, True), ("u1", 0, 0, True), ("i8", 1, 0, True)),
+        *(("<i2", 2, 0, False), ("<i2", 1, 1e30, False), ("<f4", 1, 0, False), ("f8", 0, 0, False)),
+    ],
+)
+def test_only_integers_as_they_are_are_finite_whatever_is_stored(tmp_path, dtype, slope, intercept, always):
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(SHAPE)
+    header.set_sform(AFFINE, "mni")
+    header["vox_offset"], header["scl_slope"], header["scl_inter"] = 352, slope, intercept
+    size = int(np.prod(SHAPE)) * np.dtype(dtype).itemsize
+    (tmp_path / "x.nii").write_bytes(header.binaryblock + bytes(4) + b"\xff" * size)  # NaN where it can be
+    image = open_series(tmp_path / "x.nii")
+    assert image.always_finite == always
+    assert always <= bool(np.isfinite(voxels_of(tmp_path / "x.nii")).all())
+
+
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_both_nifti_versions_and_scaled_integers(tmp_path: Path, kind):
     image = kind(RNG.normal(1000, 300, SHAPE), AFFINE)

@@ -202,6 +202,15 @@ def test_a_checkpoint_embeds_as_its_encoder_does(tmp_path: Path):
     assert (model.config, model.n_features, model.device) == (CONFIG, 16, "cpu")
 
 
+def test_loading_draws_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, before = checkpoint(tmp_path / "m.ckpt"), torch.get_rng_state()
+    load_model(path, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)  # as if nothing were read into them
+    with pytest.raises(ClipsInvalid, match="not finite"):
+        load_model(path, device="cpu").embed(CLIPS)
+
+
 def test_hyper_parameters_in_a_namespace(tmp_path: Path):
     path = tmp_path / "a.ckpt"
     values = torch.load(checkpoint(path), weights_only=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neurostorm_bids.errors import ClipsInvalid, ModelUntrained, PackMismatch, SelfTestFailed
+from neurostorm_bids.model.blank import BlankWeights
 from neurostorm_bids.model.config import EncoderConfig, InputSpec, Target
 from neurostorm_bids.model.description import Backbone, ModelDescription, SelfTest, model_label
 from neurostorm_bids.model.device import Precision, computing_in
@@ -51,7 +52,7 @@ class Branch:
     ) -> Branch:
         """Modules with the given weights, or with an encoder that is there already; tensors are shared."""
         channels = n_features(description.config)
-        with torch.random.fork_rng(devices=[]):  # modules draw fresh weights; the caller's random state stays
+        with BlankWeights():
             built = encoder or _with_weights(Encoder(description.config), "encoder.", weights)
             heads = {
                 target.name: _with_weights(head_for(target, channels), f"head.{target.name}.", weights)

@@ -21,6 +21,7 @@ from neurostorm_bids.errors import (
     TargetScalerInvalid,
     WeightsMismatch,
 )
+from neurostorm_bids.model.blank import BlankWeights
 from neurostorm_bids.model.card import model_card
 from neurostorm_bids.model.checkpoint import Statements, read_checkpoint
 from neurostorm_bids.model.config import EncoderConfig
@@ -138,7 +139,7 @@ def least_weights(config: EncoderConfig) -> int:
 def expected_shapes(description: ModelDescription) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that a description needs; of a pack, its prompts and heads only."""
     config = description.config
-    with torch.random.fork_rng(devices=[]):
+    with BlankWeights():
         heads = {target.name: head_for(target, n_features(config)) for target in description.targets}
         shapes = _prompt_shapes(config) if description.is_pack else _shapes("encoder.", Encoder(config))
     for target, head in heads.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import nibabel as nib
 import numpy as np
@@ -110,6 +111,7 @@ def webp(picture: np.ndarray) -> bytes:
     """A grey picture as WebP; the same bytes for the same picture.  # (height, width) uint8"""
     from PIL import Image
 
+    import_module("PIL.WebPImagePlugin")  # else Pillow imports all formats that it knows
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()

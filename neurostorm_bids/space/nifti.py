@@ -13,6 +13,7 @@ from isal import igzip, isal_zlib
 from nibabel.nifti1 import Nifti1Header, data_type_codes
 from nibabel.nifti2 import Nifti2Header
 
+from neurostorm_bids.ahead import ahead
 from neurostorm_bids.errors import DataTypeUnsupported, ImageUnreadable, NotABoldSeries, SurfaceData
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -46,6 +47,11 @@ class NiftiFile:
         return self.shape[3] if len(self.shape) == 4 else 1
 
     @property
+    def always_finite(self) -> bool:
+        """Whether no voxel can be NaN or infinite, whatever is stored: integers that are not scaled."""
+        return self.dtype.kind in "iu" and (self.slope, self.intercept) == (1.0, 0.0)
+
+    @property
     def volume_bytes(self) -> int:
         """Size of a volume in the file."""
         return int(np.prod(self.shape[:3])) * self.dtype.itemsize
@@ -63,12 +69,18 @@ class NiftiFile:
         ImageUnreadable
             Where the file ends early or its compression is broken.
         """
+        # the next volume is decompressed while this one is worked on
+        yield from map(self._scaled, ahead(self._stored(start)))
+
+    def _stored(self, start: int) -> Iterator[bytearray]:
+        """The bytes of one volume after the other; each lasts until the one after the next is drawn."""
         with _opened(self) as stream:
             _skip(stream, self.offset + start * self.volume_bytes, self)
-            raw = bytearray(self.volume_bytes)
+            pair = bytearray(self.volume_bytes), bytearray(self.volume_bytes)
             for index in range(start, self.n_volumes):
+                raw = pair[index % 2]
                 _fill(raw, stream, self, index)
-                yield self._scaled(raw)
+                yield raw
             if len(stream.read(self.volume_bytes)) == self.volume_bytes:  # the checksum too is compared at the end
                 raise _goes_on(self)
 

@@ -88,7 +88,12 @@ class LatticeSampler(Sampler):
         return self._placed(volume, np.zeros(self.shape, dtype=np.float32))
 
     def _placed(self, volume: np.ndarray, onto: np.ndarray) -> np.ndarray:
-        onto[self.place] = volume.transpose(self.axes)[self.box]
+        # plane by plane, each holding the axis along which the image lies in memory and, where it can, the grid's:
+        # a line of the cache is used up before it goes
+        across = 1 if self.axes[1] else 0
+        boxes, places = volume.transpose(self.axes)[self.box], onto[self.place]
+        for box, place in zip(np.moveaxis(boxes, across, 0), np.moveaxis(places, across, 0), strict=True):
+            place[...] = box
         return onto
 
     def inside(self) -> np.ndarray:

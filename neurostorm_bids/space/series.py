@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from neurostorm_bids.ahead import ahead
 from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, NonFiniteVoxels
 from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid, same_voxels
@@ -84,11 +83,8 @@ class GridSeries:
         ConstantSeries
             After the last volume.
         """
-        # reading, resampling and what the caller does go on side by side
-        yield from ahead(self._on_grid(ahead(self.images(start))))
-
-    def _on_grid(self, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for image in images:
+        # in the caller's thread: what a volume goes through finds it in the cache, while the next is decompressed
+        for image in self.images(start):
             on_grid = self._resample(image)
             for observe in self._observers:
                 observe(on_grid)
@@ -219,7 +215,7 @@ class _Watch:
         self._changes, self._n_volumes = False, 0
 
     def checked(self, volume: np.ndarray) -> np.ndarray:
-        if not np.isfinite(volume).all():
+        if not self._image.always_finite and not np.isfinite(volume).all():
             if not np.isfinite(volume.ravel(order="F")[self._brain]).all():
                 raise _non_finite(self._image, self._brain)
             volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0)

@@ -55,20 +55,20 @@ def template_brain(grid: Grid) -> TemplateBrain:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """An ICBM152 2009 map of 1 mm, its largest value 1.  # (x, y, z) float32"""
+    """An ICBM152 2009 map of 1 mm.  # (x, y, z) float32"""
 
     geometry: Grid
     voxels: np.ndarray
 
     def on(self, grid: Grid, kernel: Interpolation) -> np.ndarray:
-        """The map on a grid; 0 outside.  # (X, Y, Z) float32"""
-        return sampler_in_space(self.geometry, grid, kernel)(self.voxels)
+        """The map on a grid, in units of its largest value; 0 outside.  # (X, Y, Z) float32"""
+        return sampler_in_space(self.geometry, grid, kernel)(self.voxels) / self.voxels.max()
 
 
 def icbm152(tissue: Literal["t1", "gm", "wm"]) -> Map:
     """One of nilearn's bundled maps of ICBM152 2009: the skull-stripped T1w, or the share of grey or white matter."""
     voxels, affine = _bundled(tissue)
-    return Map(Grid.of(voxels.shape, affine, "MNI152NLin2009Sym"), voxels / voxels.max())
+    return Map(Grid.of(voxels.shape, affine, "MNI152NLin2009Sym"), voxels)
 
 
 def _bundled(tissue: str) -> tuple[np.ndarray, np.ndarray]:
