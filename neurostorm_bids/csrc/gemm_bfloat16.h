@@ -145,18 +145,30 @@ static pair *rounding_space(size_t pairs)
     return space;
 }
 
+static __mmask16 first_lanes(int count) { return (__mmask16)(count >= W ? 0xffff : count > 0 ? (1 << count) - 1 : 0); }
+
+/* Rows of k floats, rounded; each takes up whole vectors of pairs, the last filled with zeros */
+static void round_rows(int m, const float *a, int64_t lda, int k, pair *to)
+{
+    int rest = k % (2 * W);
+    __mmask16 low = first_lanes(rest), high = first_lanes(rest - W);
+    for (int i = 0; i < m; i++, a += lda) {
+        const float *from = a;
+        for (; from < a + k - rest; from += 2 * W, to += W)
+            _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + W), _mm512_loadu_ps(from)));
+        if (!rest)
+            continue;
+        __m512 lower = _mm512_maskz_loadu_ps(low, from), upper = _mm512_maskz_loadu_ps(high, from + W);
+        _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(upper, lower));
+        to += W;
+    }
+}
+
 static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
 {
     int stride = padded(w->k, 2 * W) / 2;
     pair *space = rounding_space((size_t)m * (size_t)stride);
-    for (int i = 0; i < m; i++)
-        for (int k = 0; k < w->k; k += 2 * W) {
-            int left = w->k - k;
-            const float *from = a + i * lda + k;
-            vf low = left >= W ? v_load(from) : v_load_n(from, left);
-            vf high = left >= 2 * W ? v_load(from + W) : left > W ? v_load_n(from + W, left - W) : v_zero();
-            _mm512_store_si512(space + (int64_t)i * stride + k / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
-        }
+    round_rows(m, a, lda, w->k, space);
     gemm_rounded(0, m, (rounded){.at = space, .row = stride, .step = 1}, w, c, ldc);
 }
 

@@ -129,6 +129,7 @@ typedef struct {
     float *u, *step, *slope, *y, *grad; /* slope: d step / d delta; grad: of y before the gate, after skip */
     float *states, *decays;             /* (STRETCH + 1), (STRETCH) rows */
     float *grad_b, *grad_c;             /* one row, padded to whole vectors of states */
+    float *adjoint, *grad_a;            /* one row */
 } backward_scratch;
 
 typedef struct {
@@ -196,6 +197,7 @@ static float *lay_out_backward(int length, int states, backward_scratch *s, floa
     TAKE(u, length * W), TAKE(step, length * W), TAKE(slope, length * W), TAKE(y, length * W), TAKE(grad, length * W);
     TAKE(states, (STRETCH + 1) * row), TAKE(decays, STRETCH * row);
     TAKE(grad_b, padded(states, W)), TAKE(grad_c, padded(states, W));
+    TAKE(adjoint, row), TAKE(grad_a, row);
 #undef TAKE
     return at;
 }
@@ -215,16 +217,17 @@ static void load_rows(const ns_scan *s, const float *grad_y, int64_t at, int gro
     sigmoid((int64_t)s->length * W, to->slope);
 }
 
-/* dz of rows [from, to), and grad becomes the gradient before the gate */
+/* dz of rows [from, to), at most STRETCH, and grad becomes the gradient before the gate */
 static void reverse_gate(const ns_scan *s, float *grad_z, int64_t at, int from, int to, int lanes, vf skip, backward_scratch *r)
 {
+    float z[STRETCH * W] __attribute__((aligned(64))), slope[STRETCH * W] __attribute__((aligned(64)));
+    take_lanes(to - from, s->z + at + (int64_t)from * s->channels, s->channels, lanes, z);
+    memcpy(slope, z, sizeof(float) * (size_t)(to - from) * W);
+    sigmoid((int64_t)(to - from) * W, slope);
     for (int t = from; t < to; t++) {
-        vf z = v_load_n(s->z + at + (int64_t)t * s->channels, lanes), grad = v_load(r->grad + t * W);
-        vf slope = z;
-        sigmoids(1, &slope);
-        vf gate = z * slope;
+        vf open = v_load(slope + (t - from) * W), gate = v_load(z + (t - from) * W) * open, grad = v_load(r->grad + t * W);
         vf y = v_fma(v_load(r->u + t * W), skip, v_load(r->y + t * W));
-        v_store_n(grad_z + at + (int64_t)t * s->channels, grad * y * v_fma(gate, v_set(1.0f) - slope, slope), lanes);
+        v_store_n(grad_z + at + (int64_t)t * s->channels, grad * y * v_fma(gate, v_set(1.0f) - open, open), lanes);
         v_store(r->grad + t * W, grad * gate);
     }
 }
@@ -250,7 +253,7 @@ INLINE void reverse_group(const int states, const backward_job *job, int group, 
                           backward_scratch *s, const group_gradients *grads)
 {
     const scan_weights *w = &job->job.weights;
-    float adjoint[MOST_STATES * W] __attribute__((aligned(64))), grad_a[MOST_STATES * W] __attribute__((aligned(64)));
+    float *adjoint = s->adjoint, *grad_a = s->grad_a;
     int row = states * W, sums = padded(states, W);
     vf skip = *(const vf *)(w->skip + group * W), grad_skip = v_zero(), grad_bias = v_zero();
     memset(adjoint, 0, sizeof(float) * (size_t)row);
