@@ -172,31 +172,35 @@ static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, 
     gemm_rounded(0, m, (rounded){.at = space, .row = stride, .step = 1}, w, c, ldc);
 }
 
-INLINE void store_pairs(pair *to, vf low, vf high)
+/* Two gathered columns of A whose rows lie side by side; the second may be missing */
+INLINE void round_columns(int m, const float *first, const float *second, __m512i interleaved, pair *to)
 {
-    __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)low));
-    __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)high));
-    _mm512_storeu_si512(to, _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
+    for (int i = 0; i < m; i += W) {
+        __mmask16 there = first_lanes(m - i);
+        __m512 low = _mm512_maskz_loadu_ps(there, first + i);
+        __m512 high = second ? _mm512_maskz_loadu_ps(there, second + i) : _mm512_setzero_ps();
+        _mm512_store_si512(to + i, _mm512_permutexvar_epi16(interleaved, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+    }
 }
 
-/* Two gathered columns of A whose rows lie side by side */
-INLINE void round_columns(int m, const float *first, const float *second, pair *to)
+/* Where the halves of pairs lie after _mm512_cvtne2ps_pbh: those of the first column before those of the second */
+static __m512i interleaving(void)
 {
-    int i = 0;
-    for (; i + W <= m; i += W)
-        store_pairs(to + i, v_load(first + i), second ? v_load(second + i) : v_zero());
-    if (i < m)
-        store_pairs(to + i, v_load_n(first + i, m - i), second ? v_load_n(second + i, m - i) : v_zero());
+    int16_t from[2 * W];
+    for (int i = 0; i < W; i++)
+        from[2 * i] = (int16_t)i, from[2 * i + 1] = (int16_t)(W + i);
+    return _mm512_loadu_si512(from);
 }
 
 static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc)
 {
     int pairs = (w->k + 1) / 2, row = padded(m, W);
     pair *space = rounding_space((size_t)pairs * (size_t)row);
+    __m512i interleaved = interleaving();
     for (int p = 0; p < pairs; p++) {
         const float *first = x.a + x.offset[2 * p], *second = 2 * p + 1 < w->k ? x.a + x.offset[2 * p + 1] : NULL;
         if (x.stride == 1)
-            round_columns(m, first, second, space + (int64_t)p * row);
+            round_columns(m, first, second, interleaved, space + (int64_t)p * row);
         else
             for (int i = 0; i < m; i++)
                 space[(int64_t)p * row + i] = rounded_pair(first[i * x.stride], second ? second[i * x.stride] : 0.0f);
