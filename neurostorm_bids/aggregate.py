@@ -8,7 +8,7 @@ pooled in the same way: values of regression targets, and probabilities of each 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,7 @@ def aggregate(
     predictions, broken_predictions = _read(output_dir, "predictions", keep, _read_predictions)
     if not embeddings:
         raise _nothing(output_dir, keep, broken)
+    predictions, left_over = _of_the_embeddings(predictions, embeddings)
     _check_one_model_a_label([*_origins(embeddings), *_origins(predictions)])
     missing = _missing(_origins(embeddings), set(expected))
     written = _write(output_dir, "embeddings", _embedding_columns(embeddings), _origins(embeddings), missing)
@@ -137,7 +138,7 @@ def aggregate(
         models=tuple(_by_label(embeddings)),
         missing=missing,
         rejected=(*broken, *broken_predictions),
-        warnings=_warnings(embeddings),
+        warnings=(*_warnings(embeddings), *left_over),
     )
 
 
@@ -240,6 +241,28 @@ def _check_one_model_a_label(origins: Sequence[Origin]) -> None:
                 expected="one model hash under one name",
                 remedy="run the participant level again with one model: it replaces the results of the other",
             )
+
+
+def _of_the_embeddings(
+    predictions: Sequence[RunPredictions], embeddings: Sequence[RunEmbedding]
+) -> tuple[list[RunPredictions], tuple[str, ...]]:
+    """Predictions of the models that the embeddings come from, and a line for each model of which others are there.
+
+    A run's embedding is written last. What an earlier call left with other packs, or with another model of the same
+    name, is still there where the last call predicted nothing, and does not belong to it.
+    """
+    now = {(it.origin.run, it.origin.label): it.origin.model.get("Hash") for it in embeddings}
+    current = [
+        it
+        for it in predictions
+        if (hash_of := it.origin.model.get("Hash")) == now.get((it.origin.run, it.origin.label), hash_of)
+    ]
+    left = Counter(it.origin.label for it in predictions) - Counter(it.origin.label for it in current)
+    return current, tuple(
+        f"{label}: predictions of {n} runs are left out, by an earlier call with other packs or another model of this "
+        "name than their embeddings; run the participant level with those packs again to have them"
+        for label, n in sorted(left.items())
+    )
 
 
 def _missing(origins: Sequence[Origin], expected: set[Person]) -> tuple[str, ...]:

@@ -120,6 +120,18 @@ def test_predictions_of_an_earlier_call_do_not_outlive_their_tables(tmp_path: Pa
     assert not (tmp_path / "phenotype/neurostorm_predictions.tsv").exists()
 
 
+def test_predictions_of_an_earlier_call_with_other_packs_are_left_out_and_told(tmp_path: Path):
+    predict(tmp_path, run_of("01"), age(20, 3))
+    predict(tmp_path, run_of("02"), age(30, 3))
+    embed(tmp_path, run_of("01"), [[1]], replace(TRAINED, hash="without packs"))
+    embed(tmp_path, run_of("02"), [[1]], replace(TRAINED, hash="without packs"))
+    result = aggregate(tmp_path)
+    (warning,) = result.warnings
+    assert "big: predictions of 2 runs are left out, by an earlier call with other packs" in warning
+    assert len(table(tmp_path, "embeddings")) == 2
+    assert not (tmp_path / "phenotype/neurostorm_predictions.tsv").exists()
+
+
 def test_the_selection_is_obeyed(tmp_path: Path):
     for sub, ses in (("01", "a"), ("01", "b"), ("02", "a")):
         embed(tmp_path, run_of(sub, ses), [[1]])
