@@ -10,7 +10,7 @@ import numpy as np
 
 from neurostorm_bids.errors import EvaluationImpossible, TableUnreadable
 from neurostorm_bids.evaluation.learning import Features, Outcome, as_probabilities, each_repeat
-from neurostorm_bids.evaluation.metrics import metrics_of
+from neurostorm_bids.evaluation.metrics import COUNTED, metrics_of
 from neurostorm_bids.evaluation.permutation import permutations
 from neurostorm_bids.evaluation.problem import Fold, Problem
 from neurostorm_bids.evaluation_rows import Row
@@ -71,7 +71,7 @@ def tuned_outcome(
         predicted, decided, place, reference, {}, {}, described,
     )  # fmt: skip
     outcome.permuted.update(_permuted(problem, outcome, _orders(problem, folds, settings)))
-    outcome.refitted.update(_spread(problem, outcome, folds, weights))
+    outcome.interaction.update(_assumed(problem, outcome, folds, weights))
     return outcome
 
 
@@ -91,12 +91,13 @@ def _orders(problem: Problem, folds: Sequence[Fold], settings: Settings) -> np.n
     return permutations(replace(problem, sites=places), settings.n_permutations, settings.random_seed)
 
 
-def _spread(problem: Problem, outcome: Outcome, folds: Sequence[Fold], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Resampled metrics, spread as training sets in common ask for.  # (b,) each"""
+def _assumed(problem: Problem, outcome: Outcome, folds: Sequence[Fold], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Of resamples that train too, what training sets in common ask for, since nothing is trained.  # (b,) each"""
     ratio = np.mean([len(fold.test) / len(fold.train) for fold in folds]) if len(folds) > 1 else 0.0
     tested = each_repeat(problem, outcome, weights)[0]
     middle = {name: np.nanmean(values) if np.isfinite(values).any() else np.nan for name, values in tested.items()}
-    return {name: middle[name] + np.sqrt(1 + ratio) * (values - middle[name]) for name, values in tested.items()}
+    needed = {name: np.sqrt(ratio / COUNTED.get(name, 0.5)) for name in tested}
+    return {name: needed[name] * (values - middle[name]) for name, values in tested.items()}
 
 
 def _by_row(table: Sequence[Cells], rows: Sequence[Row]) -> dict[tuple[str, int], Cells]:

@@ -11,12 +11,21 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
-from neurostorm_bids.evaluation.intervals import N_REFITS, resamples
+from neurostorm_bids.evaluate_tuned import _assumed
+from neurostorm_bids.evaluation.intervals import N_REFITS, resamples, widening_of
 from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
+from neurostorm_bids.evaluation.metrics import COUNTED
 from neurostorm_bids.evaluation.permutation import p_value, permutations
 from neurostorm_bids.evaluation.problem import Problem, plan_folds
-from neurostorm_bids.evaluation.ridge import PENALTIES, Decomposition, nested_ridge, nested_ridge_classifier
+from neurostorm_bids.evaluation.ridge import (
+    PENALTIES,
+    Decomposition,
+    Held,
+    Nested,
+    nested_ridge,
+    nested_ridge_classifier,
+)
 from neurostorm_bids.evaluation.statements import statements
 from neurostorm_bids.evaluation.summary import by_repeat, over_repeats, summarise
 
@@ -58,16 +67,39 @@ def test_refits_are_those_of_scikit_learn_on_rows_that_count_as_often_as_stated(
     x, y = rng.normal(3, 2, size=(40, d)), rng.normal(size=(40, 2))
     parts = Decomposition.of(x[:30], x[30:])
     weights = rng.multinomial(30, np.full(30, 1 / 30), size=3).astype(float)
-    chosen = 4
+    chosen = np.array([4, 4, 6])
     found = parts.refitted(y[:30], weights, chosen)
     scaler = StandardScaler().fit(x[:30])
-    penalty = PENALTIES[chosen] * np.mean(parts.singular**2)
-    for made, w in zip(found, weights, strict=True):
+    penalties = PENALTIES[chosen] * np.mean(parts.singular**2)
+    for made, w, penalty in zip(found, weights, penalties, strict=True):
         rows = np.repeat(np.arange(30), w.astype(int))
         expected = Ridge(alpha=penalty).fit(scaler.transform(x[rows]), y[rows]).predict(scaler.transform(x[30:]))
         assert np.allclose(made, expected, atol=1e-6)
-    ones = parts.refitted(y[:30], np.ones((1, 30)), chosen)[0]
-    assert np.allclose(ones, parts.predict(y[:30], np.array([chosen, chosen])))
+    ones = parts.refitted(y[:30], np.ones((1, 30)), chosen[:1])[0]
+    assert np.allclose(ones, parts.predict(y[:30], np.array([4, 4])))
+
+
+def test_a_resample_chooses_the_penalty_by_the_rows_that_it_holds():
+    y = np.arange(10.0)[:, None]
+    best = np.arange(10) % len(PENALTIES)  # row i is predicted well with penalty i alone
+    observed = y + (np.arange(len(PENALTIES))[:, None] != best)[..., None]  # (penalties, n, 1)
+    nothing = np.zeros((len(PENALTIES), 1))
+    held = Held(nothing, nothing, nothing, observed)
+    assert (held.best_of_resamples(y, 10 * np.eye(10)) == best).all()
+    assert held.best_of_resamples(y, np.array([[0, 0, 0, 4, 0, 0, 0, 6.0, 0, 0]])) == [7]
+
+
+def test_logistic_refits_choose_the_penalty_again(monkeypatch):
+    rng = np.random.default_rng(15)
+    problem = problem_of((rng.normal(size=40) > 0).astype(int), classes=("a", "b"))
+    x, fold = rng.normal(size=(40, 4)), plan_folds(problem, folds=4, repeats=1)[0]
+    columns = problem.columns(problem.values[:, None])
+    weights = rng.multinomial(40, np.full(40, 1 / 40), size=60).astype(float)
+    several = nested_logistic(x, columns, fold, weights).refitted
+    monkeypatch.setattr("neurostorm_bids.evaluation.logistic.STRENGTHS", (1e-4,))
+    strongest = nested_logistic(x, columns, fold, weights).refitted
+    same = np.isclose(several, strongest, atol=1e-9).all(axis=(1, 2))
+    assert 0 < same.sum() < 60  # noise: some resamples choose the strongest penalty, others do not
 
 
 @pytest.mark.parametrize("learner", [nested_ridge_classifier, nested_logistic])
@@ -207,7 +239,8 @@ def test_without_features_nothing_is_decided_by_rounding():
         assert np.isnan(by_repeat(numbers, outcome)["pearson"]).all()
 
 
-def test_intervals_have_the_spread_of_models_that_are_trained_again():
+@pytest.mark.parametrize(("metric", "counted"), [("r2", 0.5), ("mae", 0.5), ("pearson", 1.0), ("spearman", 1.0)])
+def test_intervals_have_the_spread_of_models_that_are_trained_again(metric: str, counted: float):
     rng = np.random.default_rng(13)
     x = rng.normal(size=(60, 20))
     problem = problem_of(x[:, :5].sum(axis=1) / np.sqrt(5) + rng.normal(size=60))
@@ -218,12 +251,73 @@ def test_intervals_have_the_spread_of_models_that_are_trained_again():
     )
     widths = []
     for outcome in (plain, again):
-        interval = summarise(problem, {"x": outcome}, [], weights).row("x", "r2").interval
+        interval = summarise(problem, {"x": outcome}, [], weights).row("x", metric).interval
         widths.append(interval.high - interval.low)
-    spread = np.std(over_repeats(problem, plain, weights)["r2"])
-    assert widths[1] / widths[0] == pytest.approx(np.std(again.refitted["r2"]) / spread)
-    assert widths[1] > 1.2 * widths[0]
+    spread = np.std(over_repeats(problem, plain, weights)[metric])
+    expected = np.sqrt(1 + counted * (np.std(again.interaction[metric]) / spread) ** 2)
+    assert widths[1] / widths[0] == pytest.approx(expected, rel=0.03)  # R2 is unbiased by a factor of its spread
+    assert widths[1] > 1.05 * widths[0]
     assert np.allclose(plain.predicted, again.predicted)
+
+
+def test_what_a_resample_changes_by_training_and_testing_at_once_is_the_sum_over_pairs():
+    """A model whose prediction of i is the sum of K_ij over training rows j, and a metric that is linear in it."""
+    rng = np.random.default_rng(16)
+    kernel = rng.normal(size=(30, 30))
+    problem = problem_of(100 + rng.normal(size=30))  # higher than all predictions: MAE is their mean less that of these
+
+    def learner(features, labels, fold, weights):
+        of_pairs = features[np.ix_(fold.test, fold.train)]
+        refitted = (weights[:, fold.train] @ of_pairs.T)[..., None]
+        return Nested(of_pairs.sum(axis=1)[:, None, None], np.zeros((len(fold.train), 1)), np.zeros(1), refitted)
+
+    folds, weights = plan_folds(problem, folds=3, repeats=1), resamples(problem, 50, seed=0)
+    features = Features.fixed("K", "K", kernel)
+    outcome = cross_validate(problem, features, folds, np.zeros((30, 0), int), learner=learner, weights=weights)
+    trained = np.zeros((30, 30))
+    for fold in folds:
+        trained[np.ix_(fold.test, fold.train)] = kernel[np.ix_(fold.test, fold.train)]
+    expected = -np.einsum("bi,ij,bj->b", weights - 1, trained, weights - 1) / 30
+    assert np.allclose(outcome.interaction["mae"], expected, atol=1e-5) and np.std(expected) > 0.1
+
+
+@pytest.mark.parametrize("go_together", [True, False])
+def test_resamples_know_the_error_that_pairs_of_people_add(go_together: bool):
+    """A metric of single rows and of pairs, whose error is known: its value, since the truth is 0."""
+    rng, n = np.random.default_rng(17), 40
+    pairs = np.triu(rng.normal(size=(n, n)), 1)  # j trains what i is tested with, or i what j is as well
+    pairs = (pairs + pairs.T) / np.sqrt(2) if go_together else pairs
+    errors, estimates = [], []
+    for _ in range(400):
+        y, w = rng.normal(size=n), rng.multinomial(n, np.full(n, 1 / n), size=100) - 1.0  # (b, n), resamples less 1
+        of_pairs = y[:, None] * pairs * y
+        alone = 2 * y + of_pairs.sum(axis=1)  # what each row adds by being tested
+        errors.append(alone.sum())
+        tested, jointly = w @ alone, np.einsum("bi,ij,bj->b", w, of_pairs, w)
+        estimates.append((np.std(tested) * widening_of(tested, jointly, 10**9, 0.5)) ** 2)
+    assert np.mean(estimates) / np.var(errors) == pytest.approx(1.0 if go_together else 1.4, abs=0.17)
+
+
+@pytest.mark.parametrize("metric", ["mae", "pearson"])
+def test_a_fine_tuned_model_has_the_spread_that_training_sets_in_common_ask_for(metric: str):
+    rng = np.random.default_rng(18)
+    problem = problem_of(rng.normal(size=40))
+    folds, weights = plan_folds(problem, folds=4, repeats=1), resamples(problem, 1000, seed=0)
+    features = Features.fixed("x", "x", problem.values[:, None] + rng.normal(size=(40, 2)))
+    outcome = cross_validate(problem, features, folds, np.zeros((40, 0), int))
+    tested = over_repeats(problem, outcome, weights)[metric]
+    jointly = _assumed(problem, outcome, folds, weights)[metric]
+    widening = widening_of(tested, jointly, 10**9, COUNTED.get(metric, 0.5))
+    assert widening == pytest.approx(np.sqrt(1 + 1 / 3))  # Nadeau & Bengio 2003: 10 tested by 30 trained on
+
+
+def test_few_people_have_wider_intervals_and_none_an_undefined_one():
+    ends = np.array([-1.0, 1.0])
+    assert widening_of(ends, ends * np.sqrt(2), 10**9, 0.5) == pytest.approx(np.sqrt(2))
+    assert widening_of(ends, ends, 10**9, 1.0) == pytest.approx(np.sqrt(2))
+    assert widening_of(ends, np.zeros(0), 10, 0.5) == pytest.approx(np.sqrt(10 / 9) * 2.2622 / 1.96, rel=1e-4)
+    assert widening_of(ends, np.full(2, np.nan), 10**9, 0.5) == pytest.approx(1.0)
+    assert widening_of(np.ones(5), ends, 10, 0.5) == widening_of(np.full(5, np.nan), ends, 10, 0.5) == 1.0
 
 
 def test_what_no_interval_covers_has_none():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -61,19 +62,33 @@ def score_interval(value: float, spread: float, n: int) -> Interval:
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
-def widening_of(tested: np.ndarray, refitted: np.ndarray) -> float:
-    """How much wider a metric spreads when models are trained on the resamples that they are tested on.
+def widening_of(tested: np.ndarray, interaction: np.ndarray, n: int, counted: float) -> float:
+    """How much wider the error of a cross-validated metric spreads than resampled test rows.
 
-    Resampled test rows alone leave out that training sets overlap with test sets and with one another (Bates 2024), and
-    intervals from them are too narrow. The bootstrap of the whole cross-validation (bootstrap case cross-validation,
-    Jiang 2008) has that spread, but a lower level, for want of different participants; so the one gives the place and
-    shape of the interval, the other its width.
+    Let everybody add a_i to the metric by being tested, and each pair c_ij, by i being tested with a model that j
+    trained. What the trained models reach on other people holds neither, so the error is the sum of both; what training
+    alone changes (b_j, of the metric and of what the models reach alike) is no part of it. c_ij and c_ji are of the
+    same two people and go together, which resampled test rows leave out: they spread as a_i + sum_j c_ij alone, and
+    intervals from them are too narrow (Bates 2024). What resamples change by training and testing at once spreads as
+    the sum over pairs of c_ij + c_ji. Half of that variance, or more of it where the two do not go together, is in the
+    spread over test rows; the other half is added.
+
+    Correlations divide by how boldly a model predicts. A model of resampled rows has twice the noise, so that where
+    nothing is told they show half of the variance above: all of it is counted of them.
 
     Parameters
     ----------
-    tested, refitted : ndarray of shape (b,), (b',)
-        The metric over resampled test rows, and over resamples that were trained on too.
+    tested : ndarray of shape (b,)
+        The metric over resampled test rows.
+    interaction : ndarray of shape (b',)
+        `learning.Outcome.interaction`; empty where nothing was trained again.
+    n : int
+        Independent rows. Few spread less in resamples than in samples, and need Student's quantile (Hesterberg 2015).
+    counted : float
+        Share of the variance of the interaction that is added (`metrics.COUNTED`).
     """
-    spread = float(np.nanstd(tested)) if np.isfinite(tested).any() else 0.0
-    again = float(np.nanstd(refitted)) if np.isfinite(refitted).any() else 0.0
-    return max(1.0, again / spread) if spread > 0 else 1.0
+    spread, jointly = (float(np.nanstd(of)) if np.isfinite(of).any() else 0.0 for of in (tested, interaction))
+    if not spread > 0:
+        return 1.0
+    of_few = np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + LEVEL) / 2) / Z
+    return float(of_few * np.sqrt(1 + counted * (jointly / spread) ** 2))

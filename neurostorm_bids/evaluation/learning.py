@@ -53,9 +53,9 @@ class Outcome:
         Predictions of training rows by models that did not see them.
     permuted : dict of metric to ndarray of shape (p,)
         Mean over repeats, a value a permutation.
-    refitted : dict of metric to ndarray of shape (b,)
-        Mean over repeats, a value a resample of the rows that trained and tested the models; empty where nothing was
-        trained again.
+    interaction : dict of metric to ndarray of shape (b,)
+        Mean over repeats, a value a resample: what a metric gains where the same resample trains and tests, over what
+        it gains by either alone; empty where nothing was trained again.
     folds : list of (repeat, fold, penalty, n_train, n_test)
     """
 
@@ -67,7 +67,7 @@ class Outcome:
     inner: dict[tuple[int, str], np.ndarray]
     permuted: Scores
     folds: list[tuple[int, str, float, int, int]] = field(default_factory=list)
-    refitted: Scores = field(default_factory=dict)
+    interaction: Scores = field(default_factory=dict)
 
 
 def cross_validate(
@@ -119,9 +119,9 @@ def cross_validate(
         outcome.fold[number], outcome.reference[number] = made.fold, made.reference[:, 0]
         scores.append([made.scores(problem, i, values=values[:, i]) for i in range(1, values.shape[1])])
         if weights is not None and len(weights):
-            again.append([anew.scores(problem, i, weights=w[None]) for i, w in enumerate(weights)])
+            again.append(_interactions(problem, made, anew, weights))
     outcome.permuted.update(_mean_over_repeats(problem, scores))
-    outcome.refitted.update(_mean_over_repeats(problem, again) if again else {})
+    outcome.interaction.update(_mean_over_repeats(problem, again) if again else {})
     return outcome
 
 
@@ -169,6 +169,18 @@ class _Made:
         """Metrics of one labelling or training."""
         predicted, decided, reference = (part[:, number] for part in (self.predicted, self.decided, self.reference))
         return scores_of(problem, predicted, decided, self.fold, reference, **given)
+
+
+def _interactions(problem: Problem, made: _Made, anew: _Made, weights: np.ndarray) -> list[Scores]:
+    """What each resample changes by training and testing at once, beyond what it changes by either alone."""
+    everybody = np.ones((1, problem.n_rows))
+    first = made.scores(problem, 0, weights=np.concatenate([everybody, weights]))
+    tested = {name: scores[1:] - scores[0] for name, scores in first.items()}  # (b,)
+    found = []
+    for number, w in enumerate(weights):
+        scores = anew.scores(problem, number, weights=np.concatenate([everybody, w[None]]))
+        found.append({name: np.diff(both) - tested[name][number] for name, both in scores.items()})
+    return found
 
 
 def _blank(problem: Problem, features: Features, n_repeats: int) -> Outcome:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 
 from neurostorm_bids.evaluation.problem import Fold
 from neurostorm_bids.evaluation.ridge import Decomposition, Nested
@@ -29,18 +28,20 @@ def nested_logistic(features: np.ndarray, labels: np.ndarray, fold: Fold, weight
     whole, halves = Decomposition.of(train, test), [Decomposition.of(train[fit], train[new]) for fit, new in fold.inner]
     predicted = np.empty((len(test), n_labellings, n_columns))
     penalty = np.empty(n_labellings)
-    inner = np.empty((len(train), n_columns))
+    inner, of_observed = np.empty((len(train), n_columns)), np.empty((len(STRENGTHS), len(train)))
     for number in range(n_labellings):
         y = _classes(labels[fold.train, number])
-        strength, held_out = _best_strength(halves, y, n_columns, fold)
-        penalty[number] = 1 / strength
+        held_out = _held_out(halves, y, n_columns, fold)
+        losses = _losses(y, held_out)
+        best = int(losses.sum(axis=1).argmin())
+        penalty[number] = 1 / STRENGTHS[best]
         if number == 0:
-            inner = held_out
-        predicted[:, number] = _fitted(whole, y, n_columns, strength)
+            inner, of_observed = held_out[best], losses
+        predicted[:, number] = _fitted(whole, y, n_columns, STRENGTHS[best])
     y, refits = _classes(labels[fold.train, 0]), []
     for w in () if weights is None else weights[:, fold.train]:
-        parts = Decomposition.of(train[w > 0], test)
-        refits.append(_fitted(parts, y[w > 0], n_columns, 1 / penalty[0], w[w > 0]))
+        parts, strength = Decomposition.of(train[w > 0], test), STRENGTHS[int((of_observed @ w).argmin())]
+        refits.append(_fitted(parts, y[w > 0], n_columns, strength, w[w > 0]))
     refitted = np.stack(refits) if refits else np.zeros((0, len(test), n_columns))
     return Nested(predicted, inner, penalty, refitted)
 
@@ -50,24 +51,20 @@ def _classes(columns: np.ndarray) -> np.ndarray:
     return columns[:, 0].astype(int) if columns.shape[1] == 1 else columns.argmax(axis=1)
 
 
-def _best_strength(
-    halves: Sequence[Decomposition], y: np.ndarray, n_columns: int, fold: Fold
-) -> tuple[float, np.ndarray]:
-    """The strength with the smallest inner log loss, and its held-out predictions."""
-    losses, predictions = [], []
-    for strength in STRENGTHS:
-        held_out = np.empty((len(y), n_columns))
+def _held_out(halves: Sequence[Decomposition], y: np.ndarray, n_columns: int, fold: Fold) -> np.ndarray:
+    """Predictions of training rows by models that did not see them.  # (strengths, n, columns)"""
+    predictions = np.empty((len(STRENGTHS), len(y), n_columns))
+    for number, strength in enumerate(STRENGTHS):
         for parts, (fit, validate) in zip(halves, fold.inner, strict=True):
-            held_out[validate] = _fitted(parts, y[fit], n_columns, strength)
-        losses.append(_log_loss(y, held_out))
-        predictions.append(held_out)
-    best = int(np.argmin(losses))
-    return STRENGTHS[best], predictions[best]
+            predictions[number, validate] = _fitted(parts, y[fit], n_columns, strength)
+    return predictions
 
 
-def _log_loss(y: np.ndarray, columns: np.ndarray) -> float:
-    probabilities = np.concatenate([1 - columns, columns], axis=1) if columns.shape[1] == 1 else columns
-    return float(log_loss(y, probabilities, labels=np.arange(probabilities.shape[1])))
+def _losses(y: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Log loss of each row.  # (n,), (strengths, n, columns) -> (strengths, n)"""
+    of_class = np.concatenate([1 - columns, columns], axis=-1) if columns.shape[-1] == 1 else columns
+    occurred = np.take_along_axis(of_class, y[None, :, None], axis=-1)[..., 0]
+    return -np.log(np.maximum(occurred, np.finfo(float).eps))
 
 
 def _fitted(

@@ -18,6 +18,8 @@ REFERENCES = """
 - Efron B, Tibshirani RJ. An Introduction to the Bootstrap. Chapman & Hall (1993).
 - He T, et al. Deep neural networks and kernel regression achieve comparable accuracies for functional connectivity
   prediction of behavior and demographics. NeuroImage 206:116276 (2020).
+- Hesterberg TC. What teachers should know about the bootstrap: resampling in the undergraduate statistics curriculum.
+  Am Stat 69:371-386 (2015).
 - Jiang W, Varma S, Simon R. Calculating confidence intervals for prediction error in microarray classification using
   resampling. Stat Appl Genet Mol Biol 7:8 (2008).
 - Ledoit O, Wolf M. A well-conditioned estimator for large-dimensional covariance matrices. J Multivar Anal 88:365-411
@@ -113,12 +115,13 @@ _LEVELS = {
 
 def _of_intervals(design: Mapping[str, Any]) -> str:
     people = "families" if design.get("GroupBy") else "participants"
+    n_refits = min(N_REFITS, design["Resamples"])
     return (
         f"95 % intervals rest on {design['Resamples']} bootstrap resamples of {people} (Efron & Tibshirani 1993), "
-        f"widened to the spread over {min(N_REFITS, design['Resamples'])} resamples on which all models were also "
-        "trained again (bootstrap case cross-validation, Jiang 2008), penalties kept, since training sets overlap with "
-        "test sets (Bates 2024): percentiles about their median, and score intervals of that spread (Wilson 1927) for "
-        "what lies between 0 and 1. The SD over repeats is no interval."
+        f"widened, since training sets overlap with test sets (Bates 2024), by what {n_refits} of them change by both "
+        "training and testing all models (after bootstrap case cross-validation, Jiang 2008), penalties chosen anew: "
+        "percentiles about their median with Student's quantile (Hesterberg 2015), and score intervals of that spread "
+        "(Wilson 1927) for what lies between 0 and 1. The SD over repeats is no interval."
     )
 
 

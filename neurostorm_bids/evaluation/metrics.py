@@ -22,6 +22,7 @@ SHARES = frozenset({"balanced_accuracy", "auroc", "auprc", "accuracy"})
 WITHOUT_INTERVAL = frozenset({"ece"})  # biased upwards in small samples: no interval covers what a large one shows
 LEAST = {"r2": -np.inf, "mae": 0.0, "pearson": -1.0, "spearman": -1.0}  # 0 for all others
 MOST = {"mae": np.inf, "brier": 2.0}  # 1 for all others
+COUNTED = {"pearson": 1.0, "spearman": 1.0}  # 0.5 for all others: see `intervals.widening_of`
 ROUNDING = 2.5e-7  # of a difference of two numbers of single precision, by their size
 N_BINS = 10  # of the expected calibration error
 OF_EACH_MODEL = "in units of the root mean square of each fold's model"

@@ -71,7 +71,7 @@ class Decomposition:
             predicted[:, columns] = self._predict(penalties[number], projected[:, columns])
         return predicted + labels.mean(axis=0)
 
-    def refitted(self, labels: np.ndarray, weights: np.ndarray, chosen: int) -> np.ndarray:
+    def refitted(self, labels: np.ndarray, weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Predictions of the new rows by models whose training rows count as often as stated.
 
         With K = X X', ``(K + c W^-1)^-1`` (labels, 1) gives the dual weights of the labels and of the free intercept;
@@ -81,17 +81,17 @@ class Decomposition:
         ----------
         labels : ndarray of shape (n, k)
         weights : ndarray of shape (b, n)
-        chosen : int
-            Number of the penalty.
+        chosen : ndarray of shape (b,), int
+            Number of the penalty of each.
 
         Returns
         -------
         ndarray of shape (b, m, k)
         """
         train = (self.left * self.singular).astype(np.float64)  # (n, r), the features in other coordinates
-        penalty = self._penalties()[chosen]
+        penalties = self._penalties()[chosen]
         solve = self._solved_primal if train.shape[1] < len(train) / 2 else self._solved_dual(train)
-        return np.stack([solve(train, labels, of_one, penalty) for of_one in weights])
+        return np.stack([solve(train, labels, *of_one) for of_one in zip(weights, penalties, strict=True)])
 
     def _solved_primal(self, train: np.ndarray, labels: np.ndarray, w: np.ndarray, penalty: float) -> np.ndarray:
         total = w.sum()
@@ -139,7 +139,8 @@ class Nested:
         Of the observed labels (the first of p): predictions by models that did not see the row, to calibrate on.
     penalty : ndarray of shape (p,)
     refitted : ndarray of shape (b, test rows, k)
-        Of the observed labels: predictions of models trained on resampled training rows, penalty and calibration kept.
+        Of the observed labels: predictions of models of resampled training rows; penalty and calibration are chosen by
+        the same resample of what the inner folds held out.
     """
 
     predicted: np.ndarray
@@ -178,10 +179,17 @@ class Held:
     def best_penalty(self, y: np.ndarray, n_columns: int) -> np.ndarray:
         """The penalty of least squared error of each labelling.  # (n, p k) -> (p,)"""
         errors = self.zz - 2 * self.zy + (y**2).sum(axis=0)
-        errors = errors.reshape(len(PENALTIES), -1, n_columns).sum(axis=-1)
-        # of equal errors the largest penalty: without any feature all are equal
-        least = errors.min(axis=0) + 1e-12 * np.abs(errors).max(axis=0)
-        return len(PENALTIES) - 1 - (errors <= least)[::-1].argmax(axis=0)
+        return _least(errors.reshape(len(PENALTIES), -1, n_columns).sum(axis=-1))
+
+    def best_of_resamples(self, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The penalty of least squared error of the observed labels in each resample.  # (n, k), (b, n) -> (b,)"""
+        return _least(((self.observed - y) ** 2).sum(axis=-1) @ weights.T)
+
+
+def _least(errors: np.ndarray) -> np.ndarray:
+    """Of equal errors the largest penalty: without any feature all are equal.  # (penalties, p) -> (p,)"""
+    least = errors.min(axis=0) + 1e-12 * np.abs(errors).max(axis=0)
+    return len(PENALTIES) - 1 - (errors <= least)[::-1].argmax(axis=0)
 
 
 def nested_ridge(features: np.ndarray, labels: np.ndarray, fold: Fold, weights: np.ndarray | None = None) -> Nested:
@@ -215,14 +223,13 @@ def nested_ridge_classifier(
     n_columns, y = labels.shape[2], labels[fold.train]  # (n, p, k)
     columns = np.arange(y.shape[1] * n_columns).reshape(-1, n_columns)
     z, zy, zz = (sums[chosen[:, None], columns] for sums in (held.z, held.zy, held.zz))  # (p, k)
-    odds = _Odds.of(z, zy, zz, y.sum(axis=0), len(y))
-    if not parts.singular.size:  # nothing is known of anybody: the share of the class, no score however close to it
-        odds = replace(odds, slope=np.zeros_like(odds.slope))
+    odds = _Odds.of(z, zy, zz, y.sum(axis=0), len(y)).if_any(parts)
     inner = odds.of_observed().probabilities(nested.inner[:, None])[:, 0]
     refitted = nested.refitted
     if len(refitted) and weights is not None:
-        shares = weights[:, fold.train] @ y[:, 0] / weights[:, fold.train].sum(axis=1, keepdims=True)  # (b, k)
-        refitted = odds.of_observed().moved_to(shares).probabilities(refitted.swapaxes(0, 1)).swapaxes(0, 1)
+        w = weights[:, fold.train]
+        resampled = _Odds.of_resamples(held.observed[held.best_of_resamples(y[:, 0], w)], y[:, 0], w)
+        refitted = resampled.if_any(parts).probabilities(refitted.swapaxes(0, 1)).swapaxes(0, 1)
     return Nested(odds.probabilities(nested.predicted), inner, nested.penalty, refitted)
 
 
@@ -235,7 +242,7 @@ class _Odds:
     share: np.ndarray
 
     @classmethod
-    def of(cls, z: np.ndarray, zy: np.ndarray, zz: np.ndarray, n_in: np.ndarray, n: int) -> _Odds:
+    def of(cls, z: np.ndarray, zy: np.ndarray, zz: np.ndarray, n_in: np.ndarray, n: int | np.ndarray) -> _Odds:
         """From sums over held-out scores z and labels y, and the number of rows in each class."""
         inside, outside = zy / np.maximum(n_in, 1), (z - zy) / np.maximum(n - n_in, 1)
         scatter = np.maximum((zz - n_in * inside**2 - (n - n_in) * outside**2) / n, 1e-9)
@@ -243,13 +250,22 @@ class _Odds:
         slope = np.maximum((inside - outside) / scatter, LEAST_SLOPE / np.sqrt(scatter))
         return cls(slope, (inside + outside) / 2, n_in / n)
 
+    @classmethod
+    def of_resamples(cls, z: np.ndarray, y: np.ndarray, weights: np.ndarray) -> _Odds:
+        """Those of resampled held-out rows, whose models had the level of all rows.  # (b, n, k), (n, k), (b, n)"""
+        n_in, n = weights @ y, weights.sum(axis=1, keepdims=True)
+        sums = (np.einsum("bn,bnk->bk", weights, of) for of in (z, z * y, z**2))
+        found = cls.of(*sums, n_in, n)
+        share = np.clip(found.share, 1e-3, 1 - 1e-3)
+        return cls(found.slope, found.middle + found.share - y.mean(axis=0), share)
+
+    def if_any(self, parts: Decomposition) -> _Odds:
+        """Without any feature the share of the class, no score however close to it."""
+        return self if parts.singular.size else replace(self, slope=np.zeros_like(self.slope))
+
     def of_observed(self) -> _Odds:
         """Those of the first labelling."""
         return _Odds(self.slope[:1], self.middle[:1], self.share[:1])
-
-    def moved_to(self, share: np.ndarray) -> _Odds:
-        """The same with other shares of the classes, which move the scores with them.  # (b, k)"""
-        return _Odds(self.slope, self.middle + share - self.share, np.clip(share, 1e-3, 1 - 1e-3))
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Probability of each class.  # (n, p, k)"""
@@ -268,5 +284,6 @@ def _nested(
     predicted = parts.predict(y, np.repeat(chosen, n_columns)).reshape(len(fold.test), -1, n_columns)
     refitted = np.zeros((0, len(fold.test), n_columns))
     if weights is not None and len(weights):
-        refitted = parts.refitted(y[:, :n_columns], weights[:, train], int(chosen[0]))
+        observed = y[:, :n_columns]
+        refitted = parts.refitted(observed, weights[:, train], held.best_of_resamples(observed, weights[:, train]))
     return Nested(predicted, held.observed[chosen[0]], PENALTIES[chosen], refitted), held, chosen, parts

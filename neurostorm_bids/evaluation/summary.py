@@ -10,6 +10,7 @@ import numpy as np
 from neurostorm_bids.evaluation.intervals import Interval, percentile, score_interval, widening_of
 from neurostorm_bids.evaluation.learning import Outcome, each_repeat
 from neurostorm_bids.evaluation.metrics import (
+    COUNTED,
     LEAST,
     MOST,
     ROUNDING,
@@ -86,13 +87,14 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
     n = len(set(problem.families))
     observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
     resampled = {name: _unbiased(over_repeats(problem, outcome, weights), n) for name, outcome in outcomes.items()}
-    refitted = {name: _unbiased(outcome.refitted, n) for name, outcome in outcomes.items()}
+    jointly = {name: outcome.interaction for name, outcome in outcomes.items()}
     rows, differences = [], []
     for name, outcome in outcomes.items():
         for metric in metrics_of(problem.kind):
-            interval = _interval(metric, resampled[name], refitted[name])
+            interval = _interval(metric, resampled[name], jointly[name], n)
             if metric in SHARES:
-                spread = _spread(resampled[name][metric], refitted[name].get(metric, np.zeros(0)))
+                widening = _widening(metric, resampled[name], jointly[name], n)
+                spread = float(np.nanstd(resampled[name][metric])) * widening
                 interval = score_interval(float(observed[name][metric].mean()), spread, n)
             rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
     known = {(row.features, row.metric): row for row in rows}
@@ -100,8 +102,8 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
         for name in (name for name in outcomes if name != model):
             for metric in metrics_of(problem.kind):
                 value = float(observed[model][metric].mean() - observed[name][metric].mean())
-                between = [_difference(of[model], of[name]) for of in (resampled, refitted)]
-                interval = _interval(metric, between[0], between[1])
+                between = [_difference(of[model], of[name]) for of in (resampled, jointly)]
+                interval = _interval(metric, *between, n)
                 if metric in SHARES and np.isnan(interval.low) and abs(value) > ROUNDING:
                     interval = _between_shares(known[model, metric], known[name, metric])
                 differences.append(Difference(model, name, metric, value, interval))
@@ -136,11 +138,15 @@ def _difference(one: Scores, other: Scores) -> Scores:
     return {metric: one[metric] - other[metric] for metric in one if metric in other}
 
 
-def _interval(metric: str, resampled: Scores, refitted: Scores) -> Interval:
+def _interval(metric: str, resampled: Scores, jointly: Scores, n: int) -> Interval:
     """The interval of a metric or a difference; none where no interval is known to cover."""
     if metric in WITHOUT_INTERVAL:
         return Interval(float("nan"), float("nan"))
-    return percentile(resampled[metric], widening_of(resampled[metric], refitted.get(metric, np.zeros(0))))
+    return percentile(resampled[metric], _widening(metric, resampled, jointly, n))
+
+
+def _widening(metric: str, resampled: Scores, jointly: Scores, n: int) -> float:
+    return widening_of(resampled[metric], jointly.get(metric, np.zeros(0)), n, COUNTED.get(metric, 0.5))
 
 
 def _between_shares(one: MetricRow, other: MetricRow) -> Interval:
@@ -152,10 +158,6 @@ def _between_shares(one: MetricRow, other: MetricRow) -> Interval:
     low = value - np.hypot(one.value - one.interval.low, other.interval.high - other.value)
     high = value + np.hypot(one.interval.high - one.value, other.value - other.interval.low)
     return Interval(float(max(-1.0, low)), float(min(1.0, high)))
-
-
-def _spread(tested: np.ndarray, refitted: np.ndarray) -> float:
-    return float(np.nanstd(tested)) * widening_of(tested, refitted)
 
 
 def _row(name: str, metric: str, observed: np.ndarray, interval: Interval, permuted: Scores) -> MetricRow:
