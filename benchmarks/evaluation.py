@@ -116,6 +116,14 @@ def separable(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     return x, x[:, :4].sum(axis=1) / 2 + 0.25 * rng.normal(size=n)
 
 
+def clear(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two groups that lie far apart: hardly a decision is wrong."""
+    group = rng.choice([-1.0, 1.0], size=n)
+    x = rng.normal(size=(n, 20))
+    x[:, :4] += 1.2 * group[:, None]
+    return x, group + 0.1 * rng.normal(size=n)
+
+
 Family = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 # name -> values as they are, or the level above which they are of the second class
 FAMILIES: dict[str, tuple[Family, float | None]] = {
@@ -130,6 +138,7 @@ FAMILIES: dict[str, tuple[Family, float | None]] = {
     "wide-classes": (wide, 0.0),
     "rare-class": (gaussian, 1.19),
     "separable-classes": (separable, 0.0),
+    "clear-classes": (clear, 0.0),
     "weak-classes": (weak, 0.0),
     "noise-classes": (noise, 0.0),
 }
