@@ -131,6 +131,7 @@ FAMILIES: dict[str, tuple[Family, float | None]] = {
     "wide": (wide, None),
     "heavy": (heavy, None),
     "skewed": (skewed, None),
+    "separable": (separable, None),
     "weak": (weak, None),
     "noise": (noise, None),
     "wide-noise": (wide_noise, None),
