@@ -21,7 +21,7 @@ from neurostorm_bids.model.folder import tensor_digest
 from neurostorm_bids.training import finetune
 from neurostorm_bids.training.course import _require_work_for_all, advice, fitting_batch_size
 from neurostorm_bids.training.finetune import Tuning, tune
-from neurostorm_bids.training.linear import fit_probe
+from neurostorm_bids.training.linear import Embedded, fit_probe
 from neurostorm_bids.training.modules import target_loss
 from neurostorm_bids.training.pretrain import Pretraining, _samples, held_out_people, pretrain
 from neurostorm_bids.training.splits import Split
@@ -218,7 +218,7 @@ def test_methods_train_what_they_say_and_test_what_was_held_out(tmp_path, method
     assert n_prompts == (3 * (8 + 16) if method == "prompt" else 0)
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("kind", ["regression", "classification", "retrieval"])
 def test_prompt_tuning_begins_with_the_probe_of_the_training_participants(tmp_path, monkeypatch, kind):
     found = []
 
@@ -230,7 +230,38 @@ def test_prompt_tuning_begins_with_the_probe_of_the_training_participants(tmp_pa
     _, result = tuned(tmp_path, "prompt", kind, epochs=1, batch_size=2, learning_rate=0.0)
     (head, n_train, n_validation), *more = found
     assert not more and (n_train, n_validation) == (32, 8)  # nobody of the test
-    assert tensor_digest(result.head.state_dict()) == tensor_digest(head.state_dict())
+    assert tensor_digest(dict(result.head.named_parameters())) == tensor_digest(dict(head.named_parameters()))
+
+
+def test_a_retrieval_probe_says_the_same_when_it_normalises_over_the_batch():
+    draw = np.random.default_rng(0)
+    people = np.repeat(np.arange(8), 6)
+    features = (draw.standard_normal((8, 5))[people] + draw.standard_normal((48, 5))) * [1, 9, 0.1, 3, 1] + 7
+    data = Embedded(features.astype(np.float32), people, people)
+    head, *_ = fit_probe(Target("who", "retrieval", head="emb"), data, data, None)
+    clips = torch.from_numpy(data.features)
+    kept = head.eval()(clips)
+    torch.testing.assert_close(head.train()(clips), kept, atol=1e-3, rtol=0)
+    assert kept.std(0).count_nonzero() == 5
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_probe_is_shrunk_as_is_best_for_other_people_not_for_their_clips(kind):
+    """Clips of a person hardly differ and traits are noise: whoever judged by clips would not shrink at all."""
+    draw = np.random.default_rng(1)
+    people = np.repeat(np.arange(20), 6)
+    traits = draw.standard_normal(20) if kind == "regression" else np.arange(20) % 2.0
+    features = draw.standard_normal((20, 15))[people] + 0.01 * draw.standard_normal((120, 15))
+    data = Embedded(features.astype(np.float32), traits[people], people)
+    target = Target("it", kind, mean=0.0, std=1.0, classes=("x", "y") if kind == "classification" else ())  # type: ignore[arg-type]
+    assert fit_probe(target, data, None, None)[1] >= 100
+
+
+def test_a_probe_of_too_few_people_to_decide_is_shrunk_by_the_middle_strength():
+    alone = Embedded(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
+    target = Target("it", "classification", classes=("x", "y"))
+    head, strength, loss = fit_probe(target, alone, None, None)
+    assert (strength, loss) == (10.0, None) and head(torch.eye(4)).shape == (4, 1)
 
 
 def test_the_scaler_is_that_of_the_training_participants(tmp_path):

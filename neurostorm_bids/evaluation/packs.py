@@ -1,7 +1,8 @@
 """What a trained head takes along: its calibration on validation participants, and what it was trained on.
 
-Validation participants also decided when training stopped and how much it shrank, so that the calibration is a little
-too confident; ``training.json`` records what it is worth on test participants, who decided nothing.
+Validation participants also decided when training stopped, where it went by steps (a probe does not), so that the
+calibration is a little too confident then; ``training.json`` records what it is worth on test participants, who decided
+nothing.
 """
 
 from __future__ import annotations

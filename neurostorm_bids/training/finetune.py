@@ -270,10 +270,9 @@ def _first_head(
     course: Course,
 ) -> nn.Module:
     """The head that training begins with: behind prompts the linear probe, since a fresh one takes most of a training
-    to get there (Kumar et al. 2022, arXiv 2202.10054). A vector for retrieval is normalised over the batch and starts
-    fresh.
+    to get there (Kumar et al. 2022, arXiv 2202.10054).
     """
-    if plan.method != "prompt" or target.kind == "retrieval":
+    if plan.method != "prompt":
         channels = stage_channels(encoder.config, len(encoder.config.depths) - 1)
         return head_for(target, channels, torch.Generator().manual_seed(course.seed + HEAD))
     encoder.to(device_of(course)).eval()
@@ -281,7 +280,7 @@ def _first_head(
     for participants in (split.train, split.validation):
         found = [stretch for stretch, _ in stretches.of(participants, fixed=True)]
         rows = _outputs(lambda clips: pool(encoder(clips)), found, stretches, course)
-        data.append(Embedded(rows, np.array([stretch.label for stretch in found])))
+        data.append(_as_embedded(rows, found))
     _require(data[0].features, "training")
     return fit_probe(target, data[0], data[1] if len(data[1].labels) else None, weights)[0]
 
@@ -321,7 +320,12 @@ def _embedded(
 ) -> Embedded:
     found = [stretch for stretch, _ in stretches.of(participants, fixed=True)]
     features = _embeddings(plan, encoder.to(device_of(course)).eval(), found, stretches, course)
-    return Embedded(features, np.array([stretch.label for stretch in found]))
+    return _as_embedded(features, found)
+
+
+def _as_embedded(features: np.ndarray, found: Sequence[Stretch]) -> Embedded:
+    labels, people = ([stretch.label for stretch in found], [stretch.run.participant for stretch in found])
+    return Embedded(features, np.array(labels), np.array(people))
 
 
 def _embeddings(
