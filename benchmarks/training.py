@@ -125,13 +125,13 @@ LEVELS = simulate.Levels(
 )
 SIGNAL = {"effects": EFFECTS, "levels": LEVELS, "zoom_mm": 16.0}
 PEOPLE = {"n_subjects": 60, "n_volumes": 100, **SIGNAL}
-UNLABELLED = {"n_subjects": 480, "runs": 2, "n_volumes": 60, "draws": "independent", "seed": 1001, **SIGNAL}
+UNLABELLED = {"n_subjects": 2000, "runs": 2, "n_volumes": 60, "draws": "independent", "seed": 1002, **SIGNAL}
 PROBE_SEEDS, PROMPT_SEEDS = (21, 22, 23, 24, 25), (31, 41)  # the last one was used by no development run
-PRETRAIN = ["--group-workflow", "pretrain", "--objective", "contrastive", "--no-augmentation", "--epochs", 14]
+PRETRAIN = ["--group-workflow", "pretrain", "--objective", "contrastive", "--no-augmentation", "--epochs", 7]
 PRETRAIN += ["--batch-size", 32, "--learning-rate", 2e-3, "--validation-share", 0.06]
 LINEAR = ["--group-workflow", "finetune", "--method", "linear"]
 PROMPT = ["--group-workflow", "finetune", "--method", "prompt", "--prompt-length", 10, "--no-augmentation"]
-PROMPT += ["--epochs", 6, "--batch-size", 16, "--learning-rate", 1e-3]
+PROMPT += ["--epochs", 3, "--batch-size", 16, "--learning-rate", 1e-3]
 FC = ["--compare", "fc", "--n-permutations", 0, "--n-bootstrap", 50, "--tuned"]
 
 
@@ -143,9 +143,9 @@ def small_model(folder: Path) -> Path:
 
 def pretrained(where: Path) -> Path:
     """The start, pretrained by contrast on people without labels, none of whom takes part in what follows."""
-    people = dataset(where / "unlabelled", **UNLABELLED)
     folder = where / "pretrained" / "models" / "small"
     if not folder.exists():
+        people = dataset(where / "unlabelled", **UNLABELLED)
         run(call(where, "pretrained", people, *PRETRAIN, "--model", small_model(where / "start"), "--name", "small"))
     return folder
 
