@@ -54,6 +54,7 @@ typedef float vhalf_unaligned __attribute__((vector_size(32), aligned(4), may_al
 INLINE vhalf h_set(float x) { return x - (vhalf){}; }
 INLINE vhalf h_low(vf x) { return (vhalf)_mm512_castps512_ps256((__m512)x); }
 INLINE vhalf h_fma(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vhalf h_fms(vhalf a, vhalf b, vhalf c) { return (vhalf)_mm256_fmsub_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vhalf h_max_keep_nan(vhalf bound, vhalf x) { return (vhalf)_mm256_max_ps((__m256)bound, (__m256)x); }
 INLINE vhalf h_min_keep_nan(vhalf bound, vhalf x) { return (vhalf)_mm256_min_ps((__m256)bound, (__m256)x); }
 /* x[0], x[1], x[0], x[1], ... */

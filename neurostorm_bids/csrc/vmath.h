@@ -69,14 +69,17 @@ INLINE void polynomials(const int count, const float *powers, const int degree, 
 }
 #define DEGREE(powers) ((int)(sizeof(powers) / sizeof(*(powers))) - 1)
 
-/* 2^(a * b) for the scan. |a * b| may be anything up to 1e25; results below 2^-125 may come out as 2^-125. */
+/* 2^(a * b) for the scan. |a * b| may be anything up to 1e19, and beyond where a result that is not finite is mended; results
+ * below 2^-125 may come out as 2^-125. With 16 lanes the product is taken anew for the remainder, unrounded: an operation less. */
 INLINE vf v_exp2_product(vf a, vf b)
 {
-    vf z = a * b, p;
-#if W != 16
-    z = v_min_keep_nan(v_set(128.0f), v_max_keep_nan(v_set(-125.0f), z));
-#endif
+    vf p;
+#if W == 16
+    vf t = v_fma(a, b, v_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = v_fms(a, b, kf);
+#else
+    vf z = v_min_keep_nan(v_set(128.0f), v_max_keep_nan(v_set(-125.0f), a * b));
     vf t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
+#endif
     polynomials(1, EXP2_POWERS, DEGREE(EXP2_POWERS), &r, &p);
     return exp2_scaled(p, t, kf);
 }
@@ -85,7 +88,7 @@ INLINE vf v_exp2_product(vf a, vf b)
 /* the same 2^(a * b) for eight lanes, bit by bit */
 INLINE vhalf h_exp2_product(vhalf a, vhalf b)
 {
-    vhalf z = a * b, t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf, p = h_set(EXP2_POWERS[DEGREE(EXP2_POWERS)]);
+    vhalf t = h_fma(a, b, h_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = h_fms(a, b, kf), p = h_set(EXP2_POWERS[DEGREE(EXP2_POWERS)]);
     const __m256 low = _mm256_load_ps(EXP2_TABLE), high = _mm256_load_ps(EXP2_TABLE + 8);
     vhalf entry = (vhalf)_mm256_permutex2var_ps(low, (__m256i)t, high);
     for (int k = DEGREE(EXP2_POWERS) - 1; k >= 0; k--)
