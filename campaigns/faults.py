@@ -9,12 +9,14 @@ there (a write half done), a disk that is full from there on, one input/output e
 - the same command again ends with 0, and the tree is byte for byte that of the undisturbed call, nothing else in it.
 
 Of more than three successive writes into one file the first, the middle and the last are taken; all other boundaries
-are taken one by one, or every N-th of them with ``--every N``.
+are taken one by one, or every N-th of them with ``--every N``. With ``--journal FILE`` every case is written down as it
+ends, and a later call tries those that are not there yet; what failed is tried again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import tempfile
@@ -44,6 +46,31 @@ class Boundary:
     path: str
 
 
+@dataclass(frozen=True)
+class Journal:
+    """The cases of one scenario that an earlier call saw pass; of another list of boundaries none counts."""
+
+    path: Path | None
+    scenario: str
+    n_boundaries: int
+
+    def passed(self) -> list[tuple[str, int, bool]]:
+        """Kind, number of the boundary, whether the fault was survived."""
+        if self.path is None or not self.path.exists():
+            return []
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        own = [row for row in rows if (row["scenario"], row["boundaries"]) == (self.scenario, self.n_boundaries)]
+        return sorted({(row["kind"], row["number"], row["survived"]) for row in own if not row["faults"]})
+
+    def add(self, kind: str, boundary: Boundary, survived: bool, faults: Sequence[str]) -> None:
+        """Write down one case."""
+        if self.path is None:
+            return
+        row = {"scenario": self.scenario, "boundaries": self.n_boundaries, "kind": kind, "number": boundary.number}
+        with self.path.open("a") as file:
+            file.write(json.dumps({**row, "survived": survived, "faults": list(faults)}) + "\n")
+
+
 @dataclass
 class Tally:
     """What came of the cases of one scenario."""
@@ -51,6 +78,24 @@ class Tally:
     cases: Counter = field(default_factory=Counter)
     survived: Counter = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+
+    def known(self, journal: Journal, cases: Sequence[tuple[str, Boundary]]) -> set[tuple[str, int]]:
+        """Count the cases that passed in an earlier call."""
+        wanted = {(kind, boundary.number) for kind, boundary in cases}
+        passed = [(kind, number, survived) for kind, number, survived in journal.passed() if (kind, number) in wanted]
+        for kind, _, survived in passed:
+            self.cases[kind] += 1
+            self.survived[kind] += survived
+        return {(kind, number) for kind, number, _ in passed}
+
+    def add(self, kind: str, boundary: Boundary, survived: bool, faults: Sequence[str], folder: Path) -> None:
+        """Count a case and tell of one that failed."""
+        self.cases[kind] += 1
+        self.survived[kind] += survived
+        if faults:
+            where = boundary.path.replace(f"{folder}/", "")
+            self.failures.append(f"{kind} {boundary.number} {boundary.call} {where}: {'; '.join(faults)}")
+            print(f"  FAILED {self.failures[-1]}", flush=True)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -73,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th boundary (default 1)")
     parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="take these boundaries")
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="go on from the cases that are written there")
     parser.add_argument("--minutes", type=float, help="stop each scenario after them: what was done is an even sample")
     return parser
 
@@ -82,12 +128,18 @@ def _run(scenario: Scenario, folder: Path, options: argparse.Namespace) -> int:
     zygote = Zygote(folder)
     try:
         boundaries, reference, versions = _undisturbed(scenario, folder, zygote)
+        journal = Journal(options.journal, scenario.name, len(boundaries))
         tally, cases = Tally(), _spread(list(_cases(boundaries, options)))
+        done = tally.known(journal, cases)
         started = time.monotonic()
         for kind, boundary in cases:
+            if (kind, boundary.number) in done:
+                continue
             if options.minutes and time.monotonic() - started > 60 * options.minutes:
                 break
-            _case(scenario, folder, zygote, kind, boundary, reference, versions, tally)
+            survived, faults = _case(scenario, folder, zygote, kind, boundary, reference, versions)
+            journal.add(kind, boundary, survived, faults)
+            tally.add(kind, boundary, survived, faults, folder)
     finally:
         zygote.close()
     _report(scenario, boundaries, tally, len(cases))
@@ -157,8 +209,8 @@ def _case(
     boundary: Boundary,
     reference: dict[str, str],
     versions: dict[str, set[str]],
-    tally: Tally,
-) -> None:
+) -> tuple[bool, list[str]]:
+    """Whether the fault was survived, and what was wrong."""
     scenario.clear(folder)
     roots = [folder / "out", folder / "work"]
     hit = zygote.call(scenario.argv(folder), how=kind, at=boundary.number, roots=roots)
@@ -168,15 +220,9 @@ def _case(
     again = zygote.call(scenario.argv(folder))
     if again.code:
         faults.append(f"the same command again ended with {again.code}: {again.said[-600:]}")
-
     else:
         faults += differences(tree_of(folder / "out"), reference)
-    tally.cases[kind] += 1
-    tally.survived[kind] += hit.code == 0
-    if faults:
-        where = boundary.path.replace(f"{folder}/", "")
-        tally.failures.append(f"{kind} {boundary.number} {boundary.call} {where}: {'; '.join(faults)}")
-        print(f"  FAILED {tally.failures[-1]}", flush=True)
+    return hit.code == 0, faults
 
 
 def _faults_of_end(kind: str, hit: Ended, left: dict[str, str], reference: dict[str, str], folder: Path) -> list[str]:
