@@ -27,6 +27,7 @@ from neurostorm_bids.errors import (
 from neurostorm_bids.evaluation.packs import calibrated, calibration_record, distribution_of
 from neurostorm_bids.inputs import Selection, find_runs
 from neurostorm_bids.inputs.participants import read_participants
+from neurostorm_bids.inputs.tables import read_columns
 from neurostorm_bids.model.config import EncoderConfig, InputSpec, Target
 from neurostorm_bids.model.description import INPUT_FIELDS, Backbone, ModelDescription, model_label, read_json
 from neurostorm_bids.model.encoder import Encoder
@@ -229,13 +230,13 @@ class _Tested:
     test: tuple[ClipOutput, ...]
 
     def keep(self, place: Place) -> None:
-        """Write it beside the point of resume, before the model is put in its place."""
+        """Write it among the outputs, before the model is put in its place: a work folder may be removed."""
         clips = [
             (clip.participant, clip.run, clip.first_frame, clip.truth, torch.as_tensor(clip.outputs))
             for clip in self.test
         ]
         content = {"identity": place.identity, "target": asdict(self.target), "clips": clips}
-        with replacing(place.state / TESTED) as handle:
+        with replacing(place.logs / TESTED) as handle:
             torch.save(content, handle)
 
     @classmethod
@@ -247,7 +248,7 @@ class _Tested:
         ResumeImpossible
             It is damaged.
         """
-        path = place.state / TESTED
+        path = place.logs / TESTED
         if not path.is_file():
             return None
         try:
@@ -256,7 +257,7 @@ class _Tested:
             raise ResumeImpossible(
                 f"what the fold said of its test participants cannot be read ({error})",
                 file=path,
-                remedy="Remove the model of that fold, and leave out --resume to train it again",
+                remedy="Remove the model of that fold, and the same command trains it again",
             ) from error
         if content["identity"] != place.identity:
             return None
@@ -308,14 +309,42 @@ class _Finetuning:
     def run(self) -> None:
         """Train and test every fold that was asked for, then write the figures."""
         table = self.settings.output_dir / "evaluation" / self.name
-        if process_rank() == 0:
+        told = self._is_told(table)
+        if not told and process_rank() == 0:
             _write_splits(table, self.splits)
-        results = [self._fold(split) for split in self._chosen()]
-        done = [result for result in results if result is not None]
+        done = [] if told else [self._fold(split) for split in self._chosen()]
         if done and process_rank() == 0:
             _write_figures(table, self, done)
-            for split, _ in done:  # only now: a resumption in between needs what was tested
-                shutil.rmtree(self.place(split).state, ignore_errors=True)
+        if process_rank() == 0:
+            for place in map(self.place, self._chosen()):  # only now: a resumption in between needs what was tested
+                shutil.rmtree(place.state, ignore_errors=True)
+                (place.logs / TESTED).unlink(missing_ok=True)
+
+    def _is_told(self, table: Path) -> bool:
+        """Whether an earlier call did all this, figures included.
+
+        Raises
+        ------
+        ResumeImpossible
+            A fold is there whose predictions are gone: the figures would be those of the other folds alone.
+        """
+        chosen = self._chosen()
+        made = [split for split in chosen if _is_made(self._folder(split), self.settings)]
+        gone = [split for split in made if _Tested.kept(self.place(split)) is None]
+        if not gone:
+            return False
+        metrics = table / "metrics.tsv"
+        if len(made) == len(chosen) and {split.name for split in chosen} <= _folds_in(metrics):
+            return True
+        raise ResumeImpossible(
+            f"is there, but not what it said of its test participants: {metrics} would leave them out",
+            file=", ".join(str(self._folder(split)) for split in gone),
+            expected="what an interrupted training of the same folds left",
+            remedy="Remove it, and the same command trains it again; or state another --name",
+        )
+
+    def _folder(self, split: Split) -> Path:
+        return self.settings.output_dir / "models" / self.model_name(split)
 
     def _chosen(self) -> list[Split]:
         names = [split.name for split in self.splits]
@@ -336,14 +365,10 @@ class _Finetuning:
         keys = [*self.stored.keys.values(), *splits_text([split]).splitlines(), self.labels.target.name]
         return _place(self.settings, self.model_name(split), keys, self.base.hash)
 
-    def _fold(self, split: Split) -> tuple[Split, _Tested] | None:
-        name = self.model_name(split)
-        folder = self.settings.output_dir / "models" / name
-        made = _is_made(folder, self.settings)
-        place = self.place(split)
-        if made:
-            tested = _Tested.kept(place)
-            return None if tested is None else (split, tested)
+    def _fold(self, split: Split) -> tuple[Split, _Tested]:
+        name, folder, place = self.model_name(split), self._folder(split), self.place(split)
+        if self.settings.resume and folder.exists() and (known := _Tested.kept(place)):
+            return split, known
         self._warn_of_overlap(split)
         assert self.base.start is not None, "fine-tuning takes the weights of its model"
         plan = Tuning(
@@ -461,6 +486,13 @@ def _write_splits(table: Path, splits: Sequence[Split]) -> None:
     columns = [Column(name, [row[place] for row in rows], COLUMNS[name]) for place, name in enumerate(COLUMNS)]
     write_text(table / "splits.tsv", tsv_text(columns))
     write_json(table / "splits.json", describe_columns(columns))
+
+
+def _folds_in(metrics: Path) -> set[str]:
+    """The folds that a table of figures tells of."""
+    if not metrics.is_file():
+        return set()
+    return set(read_columns(metrics, ResumeImpossible, "Remove it").get("fold", ()))
 
 
 def _write_figures(table: Path, job: _Finetuning, done: Sequence[tuple[Split, _Tested]]) -> None:

@@ -122,7 +122,7 @@ def test_what_a_fold_was_tested_on_is_kept_for_this_training_alone(tmp_path):
 def test_a_damaged_record_of_what_a_fold_was_tested_on_is_named(tmp_path, content):
     place = learn.Place(state=tmp_path / "state", logs=tmp_path / "logs", identity="one")
     learn._Tested(learn.Target("age", "regression"), ()).keep(place)
-    path = place.state / learn.TESTED
+    path = place.logs / learn.TESTED
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
     with pytest.raises(ResumeImpossible, match=r"(?s)tested\.pt: .*cannot be read.*Remove the model of that fold"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from neurostorm_bids import learn
 from neurostorm_bids.cli import main, parse_settings
+from neurostorm_bids.errors import Stopped
 from neurostorm_bids.inputs import find_runs
 from neurostorm_bids.model import Encoder, EncoderConfig, InputSpec, load_model
 from neurostorm_bids.model.description import INPUT_FIELDS, ModelDescription
@@ -175,6 +178,48 @@ def test_a_model_is_not_overwritten_and_a_resumed_one_is_left(place, capsys):
     before = (place.out / "models" / "base" / "model.json").read_bytes()
     assert place.call("pretrain", *words, "--resume") == 0
     assert (place.out / "models" / "base" / "model.json").read_bytes() == before
+
+
+FOLDS = ("--target", "age", "--method", "linear", "--folds", "2", "--fold", "all", "-t", "rest")
+
+
+def interrupted_before_its_figures(place, monkeypatch, name: str) -> None:
+    def stop(*_arguments):
+        raise Stopped("terminated", 143)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learn, "_write_figures", stop)
+        assert tune(place, *FOLDS, "--name", name) == 143
+    assert not (place.out / "evaluation" / name / "metrics.tsv").exists()
+
+
+def test_figures_of_all_folds_need_no_work_folder(place, monkeypatch):
+    interrupted_before_its_figures(place, monkeypatch, "cut")
+    shutil.rmtree(place.root / "work")
+    assert tune(place, *FOLDS, "--name", "cut", "--resume") == 0
+    assert tune(place, *FOLDS, "--name", "whole") == 0
+    for file in ("metrics.tsv", "predictions.tsv", "splits.tsv"):
+        found = (place.out / "evaluation" / "cut" / file).read_bytes()
+        assert found == (place.out / "evaluation" / "whole" / file).read_bytes()
+    assert {row["fold"] for row in table(place.out / "evaluation" / "cut" / "metrics.tsv")} == {"1", "2", "all"}
+    assert not list(place.out.rglob(learn.TESTED))
+    assert tune(place, *FOLDS, "--name", "cut", "--resume") == 0  # there is nothing to do, and nothing is lost
+    assert len(table(place.out / "evaluation" / "cut" / "predictions.tsv")) == 8
+
+
+def test_a_fold_whose_predictions_are_gone_is_not_left_out_of_the_figures(place, monkeypatch, capsys):
+    interrupted_before_its_figures(place, monkeypatch, "gone")
+    (place.out / "logs" / "training" / "gone-fold1" / learn.TESTED).unlink()
+    shutil.rmtree(place.out / "models" / "gone-fold2")
+    before = (place.out / "evaluation" / "gone" / "splits.tsv").stat().st_mtime_ns
+    assert tune(place, *FOLDS, "--name", "gone", "--resume") == 2
+    said = capsys.readouterr().err
+    assert "gone-fold1: is there, but not what it said of its test participants" in said and "Remove it" in said
+    assert not (place.out / "models" / "gone-fold2").exists()  # nothing was trained, and nothing written
+    assert (place.out / "evaluation" / "gone" / "splits.tsv").stat().st_mtime_ns == before
+    shutil.rmtree(place.out / "models" / "gone-fold1")
+    assert tune(place, *FOLDS, "--name", "gone", "--resume") == 0
+    assert {row["fold"] for row in table(place.out / "evaluation" / "gone" / "metrics.tsv")} == {"1", "2", "all"}
 
 
 @pytest.mark.parametrize(
