@@ -27,6 +27,7 @@ CAMPAIGNS = {
     "bad-input": ("bad_input", 900, "defective datasets, models and options through the command line"),
     "fuzz": ("fuzz", 6000, "damaged and invented files through every reader"),
     "coverage": ("coverage", 7200, "lines and branches of the package that the tests run"),
+    "mutation": ("mutation", 21600, "changes of the package that no test notices"),
     "faults": ("faults", 14400, "killed, full and broken disks at every write"),
     "kills": ("kills", 3600, "signals, killed workers and ranks, full disks, company, clocks"),
     "soak": ("soak", 3600, "many runs through one process; --mem beside what is taken"),
