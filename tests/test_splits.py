@@ -88,6 +88,88 @@ def test_those_without_a_family_are_alone():
     assert all(not split.validation for split in splits)
 
 
+@pytest.mark.parametrize(("share", "n"), [(0.15, 8), (0.1, 5), (0.25, 12), (0.5, 24), (0.9, 24)])
+def test_validation_takes_its_share_of_those_who_are_not_tested(share: float, n: int):
+    """Of 48; a share is rounded to one part of so many, and at most half."""
+    for split in make_splits(LABELS, validation_share=share):
+        assert abs(len(split.validation) - n) <= 1
+
+
+def test_validation_takes_its_share_of_families_and_of_classes_that_are_too_small():
+    groups = {label: f"F{number // 2}" for number, label in enumerate(LABELS)}
+    for split in make_splits(LABELS, groups=groups, validation_share=0.25):
+        assert len(split.validation) == 12
+    # one of a class for each fold but not for each part of validation, so that parts are drawn from all alike
+    classes = dict(zip(LABELS, ["rare"] * 5 + ["common"] * 55, strict=True))
+    for split in make_splits(LABELS, folds=5, strata=classes, validation_share=0.1):
+        assert 4 <= len(split.validation) <= 6
+
+
+def test_what_is_not_asked_for_is_five_folds_a_seventh_and_seed_0():
+    assert make_splits(LABELS) == make_splits(LABELS, folds=5, validation_share=0.15, seed=0)
+    assert len(make_splits(LABELS)) == 5
+
+
+def test_labels_of_different_lengths_are_kept_whole():
+    labels = [*LABELS, "sherlock"]
+    assert sorted(label for split in make_splits(labels) for label in split.test) == sorted(labels)
+
+
+def test_as_many_of_a_class_as_folds_suffice():
+    classes = dict(zip(LABELS, ["rare"] * 5 + ["common"] * 55, strict=True))
+    for split in make_splits(LABELS, strata=classes, validation_share=0):
+        assert Counter(classes[label] for label in split.test) == {"rare": 1, "common": 11}
+
+
+def test_two_of_whom_one_validates_are_enough():
+    (first, second, third) = make_splits(LABELS[:3], folds=3, validation_share=0.5)
+    for split in (first, second, third):
+        assert (len(split.train), len(split.validation), len(split.test)) == (1, 1, 1)
+
+
+def test_a_site_of_one_participant_has_its_own_name():
+    site = dict(zip(LABELS[:5], "AABBC", strict=True))
+    splits = make_splits(LABELS[:5], leave_out=site, validation_share=0)
+    assert [(split.name, split.test) for split in splits] == [("A", ("01", "02")), ("B", ("03", "04")), ("C", ("05",))]
+
+
+MORE = "Choose another number with --folds, or give more participants"
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "fault", "expected", "remedy"),
+    [
+        (LABELS[:4], {"folds": 5}, "4 participants cannot be split into 5 folds", "2 to 4 folds", MORE),
+        (LABELS[:2], {"folds": 3}, "2 participants cannot be split into 3 folds", "2 to 2 folds", MORE),
+        (
+            LABELS[:4], {"folds": 2, "groups": dict.fromkeys(LABELS, "F")},
+            "1 groups cannot be split into 2 folds", "2 groups or more", MORE,
+        ),
+        (
+            LABELS[:4], {"folds": 2, "strata": dict(zip(LABELS[:4], "aaab", strict=True))},
+            "class 'b' has 1 participants for 2 folds", "a member of every class in every fold",
+            "Choose fewer --folds, or leave the class out",
+        ),
+        (
+            LABELS[:5], {"leave_out": {}},
+            "nothing is stated for 01, 02, 03, 04, 05", "a value for each participant, and two values or more",
+            "Choose another column with --leave-out, or split into folds",
+        ),
+        (
+            LABELS[:2], {"folds": 2}, "fold 1 leaves nobody to validate on",
+            "participants (of different groups) for training, validation and test",
+            "Choose other --folds, --group-by or --leave-out, or give more participants",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_was_expected_and_what_to_do(
+    labels: list[str], asked: dict, fault: str, expected: str, remedy: str
+):
+    with pytest.raises(SplitImpossible) as caught:
+        make_splits(labels, **asked)
+    assert (caught.value.fault, caught.value.expected, caught.value.remedy) == (fault, expected, remedy)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -155,8 +237,19 @@ def test_a_table_without_folds_is_one_fold(tmp_path: Path):
 def test_tables_that_say_too_little_are_refused(tmp_path: Path, text: str, words: str):
     path = tmp_path / "splits.tsv"
     path.write_text(text)
-    with pytest.raises(SplitsUnusable, match=words):
+    with pytest.raises(SplitsUnusable, match=words) as caught:
         read_splits(path, LABELS[:3])
+    assert caught.value.file == path and caught.value.remedy == "See docs/reference for the columns of splits.tsv"
+    if caught.value.fault != "has no rows":
+        assert caught.value.expected == "columns fold, participant_id, split (train, validation, test)"
+
+
+def test_a_table_that_parts_a_family_is_refused(tmp_path: Path):
+    path = tmp_path / "splits.tsv"
+    path.write_text("participant_id\tsplit\nsub-01\ttrain\nsub-02\ttest\n")
+    assert read_splits(path, LABELS[:2], {"01": "F1", "02": "F2"})
+    with pytest.raises(SplitsOverlap, match="fold 1 has groups on two sides: F1"):
+        read_splits(path, LABELS[:2], {"01": "F1", "02": "F1"})
 
 
 def test_a_table_that_tests_on_its_training_set_is_refused(tmp_path: Path):
