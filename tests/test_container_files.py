@@ -20,6 +20,9 @@ import yaml
 from neurostorm_bids.errors import TransformUnavailable
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from campaigns.__main__ import CAMPAIGNS  # noqa: E402
+
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DEFINITIONS = ("Singularity.def", "Singularity.bootstrap.def")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -148,7 +151,15 @@ def test_workflows_call_scripts_that_are_there():
     called = {name for path in WORKFLOWS for run in steps(path) for name in re.findall(r"\.ci/(\w+)", run)}
     scripts = {path.name for path in (ROOT / ".ci").iterdir() if os.access(path, os.X_OK) and path.is_file()}
     assert called <= scripts
-    assert called >= {"run", "ddp", "release", "containers", "apptainer", "slurm", "docs", "sanitizers", "aarch64"}
+    wanted = "run ddp release containers apptainer slurm docs sanitizers aarch64 campaigns sbom"
+    assert called >= set(wanted.split())
+
+
+def test_every_campaign_runs_on_schedule():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/campaigns.yml").read_text())
+    calls = workflow["jobs"]["campaign"]["strategy"]["matrix"]["include"]
+    assert {call["name"] for call in calls} == CAMPAIGNS.keys()
+    assert workflow[True]["schedule"]  # YAML 1.1 reads the key "on" as true
 
 
 def test_tests_run_on_every_python_that_is_promised():
