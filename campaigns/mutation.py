@@ -2,8 +2,10 @@
 
 mutmut (``pip install mutmut``) changes one thing at a time in the functions of a group and runs, in a fork, the tests
 that call the function. ``--folder`` keeps what was found: a later call goes on from there, and with ``--again`` tries
-what survived once more, say after tests were added. Every survivor is written to ``FOLDER/GROUP.survivors`` with what
-was changed. Counted apart is *wording*: a change in nothing but the letters of an error's message.
+what survived once more, say after tests were added. ``--share`` takes a part: of each function the mutants whose
+numbers end with digits that a seed draws; a larger share with the same seed holds the smaller one. Every survivor is
+written to ``FOLDER/GROUP.survivors`` with what was changed. Counted apart is *wording*: a change in nothing but the
+letters of an error's message.
 
 Functions with decorators (properties, caches, context managers) and what runs on import have no mutants.
 """
@@ -16,6 +18,7 @@ import difflib
 import importlib.util
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -91,6 +94,7 @@ def main(arguments: Sequence[str] = ()) -> Outcome:
     options = _parser().parse_args(list(arguments))
     if importlib.util.find_spec("mutmut") is None:
         return Outcome(failures=("mutmut is not installed: pip install mutmut",))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mutmut is ended as well
     groups = [group for group in GROUPS if group.name in options.group]
     with tempfile.TemporaryDirectory(prefix="neurostorm-mutation-") as name:
         kept = (options.folder or Path(name)).resolve()
@@ -109,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="where results are kept, for the next call to go on")
     parser.add_argument("--minutes", type=float, default=60, help="at most for a group (default 60)")
     parser.add_argument("--processes", type=int, default=1, help="mutants that are tried at the same time (default 1)")
-    parser.add_argument("--again", action="store_true", help="try the survivors once more")
+    parser.add_argument("--share", type=float, default=1.0, help="of the mutants, in tenths (default 1.0)")
+    parser.add_argument("--seed", type=int, default=1, help="that draws the share (default 1)")
+    parser.add_argument("--again", action="store_true", help="try what survived or took too long once more")
     parser.add_argument("--least", type=float, default=LEAST_PERCENT, help=f"percent (default {LEAST_PERCENT})")
     return parser
 
@@ -117,8 +123,9 @@ def _parser() -> argparse.ArgumentParser:
 def _tried(group: Group, kept: Path, options: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
     folder = kept / group.name
     _lay_out(group, folder)
-    names = [mutant.name for mutant in mutants(folder) if mutant.survived] if options.again else []
-    _mutmut(folder, names, options)
+    names = _names(folder, options)
+    if names is not None:
+        _mutmut(folder, names, options)
     found = list(mutants(folder))
     survivors = [mutant for mutant in found if mutant.survived]
     listed = [mutant.shown() for mutant in sorted(survivors, key=lambda one: (one.wording, one.file, one.name))]
@@ -130,6 +137,20 @@ def _tried(group: Group, kept: Path, options: argparse.Namespace) -> tuple[dict[
     percent = 100 * counts["noticed"] / counts["tried"]
     low = [f"{group.name}: {percent:.1f} % noticed, {options.least} % are promised"] if percent < options.least else []
     return counts, low
+
+
+def _names(folder: Path, options: argparse.Namespace) -> list[str] | None:
+    """What mutmut is to try, as names or patterns: an empty list for all that was not tried, None for nothing."""
+    known = list(mutants(folder))
+    if options.again:
+        return [mutant.name for mutant in known if mutant.survived or mutant.code in TIMES_OUT] or None
+    digits = random.Random(options.seed).sample("0123456789", 10)[: round(10 * options.share)]
+    if len(digits) == 10:
+        return []
+    print(f"  numbers that end with {', '.join(sorted(digits))} (seed {options.seed})", flush=True)
+    if not known:
+        return [f"*__mutmut_*{digit}" for digit in digits]
+    return [mutant.name for mutant in known if mutant.name[-1] in digits and not mutant.tried] or None
 
 
 def _lay_out(group: Group, folder: Path) -> None:
