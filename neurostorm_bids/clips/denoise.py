@@ -141,7 +141,9 @@ def denoised(series: VolumeSeries, regressors: np.ndarray, *, n_dummies: int = 0
     """
     if len(regressors) != series.n_volumes:
         raise ConfoundsUnusable(
-            f"the confounds table has {len(regressors)} rows for {series.n_volumes} volumes", expected="one a volume"
+            f"the confounds table has {len(regressors)} rows for {series.n_volumes} volumes",
+            expected="one a volume",
+            remedy="Take the confounds that the pipeline wrote beside this run",
         )
     kept = orthonormal_basis(regressors[n_dummies:])
     basis = np.zeros((series.n_volumes, kept.shape[1]))

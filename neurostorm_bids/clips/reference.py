@@ -205,7 +205,9 @@ def resized(volume: np.ndarray, zooms: np.ndarray) -> np.ndarray:
 
 def _foreground(mask: NiftiFile, shape: tuple[int, ...]) -> np.ndarray:
     if len(mask.shape) != 3:
-        raise MaskUnusable(f"the mask is {len(mask.shape)}D", file=mask.path, expected="one 3D volume")
+        raise MaskUnusable(
+            f"the mask is {len(mask.shape)}D", file=mask.path, expected="one 3D volume", remedy="Give one volume"
+        )
     interpolated = resized(next(mask.volumes()), mask.header.get_zooms())
     if interpolated.shape != shape:
         raise MaskUnusable(

@@ -192,7 +192,12 @@ def _participants(settings: Settings, scope: Scope, reader: Reader) -> tuple[lis
             remedy="Check --participant-label",
         )
     if not everybody:
-        raise DatasetMissing("has no participants", file=roots[0], expected="folders named sub-<label>")
+        raise DatasetMissing(
+            "has no participants",
+            file=roots[0],
+            expected="folders named sub-<label>",
+            remedy="Name the folder that holds them as BIDS_DIR, or with --derivatives",
+        )
     return everybody, []
 
 

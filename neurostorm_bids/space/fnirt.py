@@ -16,7 +16,7 @@ import numpy as np
 from neurostorm_bids.errors import NeurostormError, TransformUnreadable
 from neurostorm_bids.space.grid import TEMPLATE_LATTICES, Grid, apply_affine
 from neurostorm_bids.space.header import judged_affine
-from neurostorm_bids.space.nifti import NiftiFile, open_nifti
+from neurostorm_bids.space.nifti import AGAIN, NiftiFile, open_nifti
 from neurostorm_bids.space.resample import is_inside, voxel_coordinates, weight_matrix
 
 # NIfTI intent codes of FSL (nibabel.nifti1.intent_codes)
@@ -84,7 +84,10 @@ def read_warp(path: Path, moving: Grid | None) -> FnirtWarp:
     """
     if moving is None:
         raise TransformUnreadable(
-            "a FNIRT warp whose image is not known", file=path, expected="one that starts at the BOLD series itself"
+            "a FNIRT warp whose image is not known",
+            file=path,
+            expected="one that starts at the BOLD series itself",
+            remedy="Put the warp first among the transforms of the run",
         )
     try:
         image = open_nifti(path)
@@ -98,7 +101,7 @@ def read_warp(path: Path, moving: Grid | None) -> FnirtWarp:
     except NeurostormError as error:  # faults of an image, told as those of a transform
         raise TransformUnreadable(error.fault, file=path, expected=error.expected, remedy=error.remedy) from None
     if not np.isfinite(displacements).all():
-        raise TransformUnreadable("the warp holds NaN or infinity", file=path)
+        raise TransformUnreadable("the warp holds NaN or infinity", file=path, remedy=AGAIN)
     return FnirtWarp(standard, moving, displacements)
 
 
@@ -167,7 +170,9 @@ def _spline_field(image: NiftiFile) -> tuple[Grid, np.ndarray]:
 
 def _reversed(affine: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-6:
-        raise TransformUnreadable("the affine in the header of the warp (sform) is singular or not finite", file=path)
+        raise TransformUnreadable(
+            "the affine in the header of the warp (sform) is singular or not finite", file=path, remedy=AGAIN
+        )
     return np.linalg.inv(affine)
 
 

@@ -104,7 +104,7 @@ def _stamp(path: Path, moving: Grid | None) -> Stamp:
             raise TransformUnreadable(
                 "the transform is a dangling link: not fetched", file=path, remedy="Run `datalad get` on it"
             ) from None
-        raise TransformUnreadable("the transform does not exist", file=path) from None
+        raise TransformUnreadable("the transform does not exist", file=path, remedy="Fetch it again") from None
     return Stamp(path, stat.st_size, stat.st_mtime_ns, moving if is_nifti(path) else None)
 
 
