@@ -26,11 +26,9 @@ def shared() -> Path:
 
 
 REFUSING = tuple(f"neurostorm_bids.{name}" for name in ("space", "inputs", "clips", "training.splits"))
-READING = tuple(f"neurostorm_bids.space.{name}" for name in "fnirt header itk masks nifti series transforms".split())
-COMPLETE_OTHERWISE = (
-    NoUsableRun,
-    ValidatorMissing,
-)  # the faults of all runs, each with a remedy; a program, not a file
+READING_MODULES = ("fnirt", "header", "itk", "masks", "nifti", "series", "transforms")
+READING = tuple(f"neurostorm_bids.space.{name}" for name in READING_MODULES)
+COMPLETE_OTHERWISE = (NoUsableRun, ValidatorMissing)  # all runs' faults, each with its remedy; a program, not a file
 
 
 @pytest.fixture(autouse=True)
