@@ -1,0 +1,256 @@
+"""What is said of images, masks and headers that are refused: the whole of it, and where exactly refusal begins."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from space_phantoms import write_image
+
+from neurostorm_bids.errors import AffineContradictory, ImageUnreadable, MaskUnusable, RepetitionTimeUnusable
+from neurostorm_bids.space import nifti
+from neurostorm_bids.space.grid import Grid
+from neurostorm_bids.space.header import judged_affine, judged_t_r_s
+from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
+from neurostorm_bids.space.nifti import open_nifti, open_series
+
+SHAPE, AFFINE = (4, 5, 6, 3), np.diag([2.0, 2.0, 2.0, 1.0])
+FETCH = "Fetch or write it again"
+
+
+def image(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE, **fields) -> Path:
+    write_image(path, np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine)
+    with path.open("r+b") as stream:
+        header = nibabel.Nifti1Header(stream.read(348), check=False)
+        for name, value in fields.items():
+            header[name] = value
+        stream.seek(0)
+        stream.write(header.binaryblock)
+    return path
+
+
+def parts(error: Exception) -> tuple:
+    return error.fault, error.expected, error.remedy
+
+
+# --- time -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "said"), [(8, ""), (0, " (unit not stated)")])
+def test_a_repetition_time_that_cannot_be(tmp_path: Path, unit: int, said: str):
+    path = image(tmp_path / "x.nii", pixdim=[1, 2, 2, 2, 50, 0, 0, 0], xyzt_units=2 | unit)
+    with pytest.raises(RepetitionTimeUnusable) as caught:
+        judged_t_r_s(open_series(path).header, None, path)
+    assert parts(caught.value) == (
+        f"the header gives a repetition time of 50 s{said} and the JSON sidecar none",
+        "0.1 to 20 s",
+        "State RepetitionTime, in seconds, in the JSON sidecar",
+    )
+
+
+@pytest.mark.parametrize(("stated", "right"), [(0.1, True), (20.0, True), (0.0999, False), (20.001, False)])
+def test_the_shortest_and_the_longest_repetition_time(tmp_path: Path, stated: float, right: bool):
+    header = open_series(image(tmp_path / "x.nii")).header
+    if right:
+        assert judged_t_r_s(header, stated, tmp_path / "x.nii")[0] == stated
+    else:
+        with pytest.raises(RepetitionTimeUnusable):
+            judged_t_r_s(header, stated, tmp_path / "x.nii")
+
+
+# --- place ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("zoom", "right"), [(0.2, True), (30.0, True), (0.199, False), (30.1, False)])
+def test_the_smallest_and_the_largest_voxel(tmp_path: Path, zoom: float, right: bool):
+    affine = np.diag([zoom, 2, 2, 1.0])
+    made = open_nifti(image(tmp_path / "x.nii", affine=affine))
+    if right:
+        np.testing.assert_allclose(judged_affine(made, in_template=True), affine, rtol=1e-6)
+        return
+    with pytest.raises(AffineContradictory) as caught:
+        judged_affine(made, in_template=True)
+    assert parts(caught.value)[1] == "0.2 to 30 mm a side"
+
+
+@pytest.mark.parametrize(("apart", "right"), [(0.19, True), (0.21, False)])
+def test_forms_may_differ_by_a_tenth_of_a_voxel(tmp_path: Path, apart: float, right: bool):
+    made = open_nifti(image(tmp_path / "x.nii", qoffset_x=apart))
+    if right:
+        judged_affine(made, in_template=True)
+        return
+    with pytest.raises(AffineContradictory) as caught:
+        judged_affine(made, in_template=True)
+    assert parts(caught.value)[1:] == (
+        "one position of the voxels",
+        "Find out which of the two is right and copy it over the other",
+    )
+
+
+def test_forms_are_compared_at_the_far_corner_too(tmp_path: Path):
+    """Turned about the first voxel, which stays: a degree is a voxel only far away from it."""
+    turned = nibabel.quaternions.mat2quat(nibabel.eulerangles.euler2mat(z=np.deg2rad(3)))
+    made = open_nifti(image(tmp_path / "x.nii", quatern_b=turned[1], quatern_c=turned[2], quatern_d=turned[3]))
+    far = np.array([3, 4, 5]) * 2.0
+    moved = np.abs(nibabel.eulerangles.euler2mat(z=np.deg2rad(3)) @ far - far).max()
+    assert moved > 0.2
+    with pytest.raises(AffineContradictory, match=rf"differ by up to {moved:.1f} mm"):
+        judged_affine(made, in_template=True)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(4, 1), (3, 1), (2, 1)])
+def test_a_template_s_form_wins_over_the_scanner_s(tmp_path: Path, sform: int, qform: int):
+    made = open_nifti(image(tmp_path / "x.nii", qoffset_x=9, sform_code=sform, qform_code=qform))
+    np.testing.assert_allclose(judged_affine(made, in_template=True), AFFINE, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 1), (4, 4), (1, 4)])
+def test_no_other_pair_of_forms_may_differ(tmp_path: Path, sform: int, qform: int):
+    made = open_nifti(image(tmp_path / "x.nii", qoffset_x=9, sform_code=sform, qform_code=qform))
+    with pytest.raises(AffineContradictory):
+        judged_affine(made, in_template=True)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_opened(tmp_path: Path, monkeypatch):
+    def denied(*_arguments, **_named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ImageUnreadable) as caught:
+        open_nifti(tmp_path / "x.nii")
+    assert parts(caught.value) == (
+        "the file cannot be read (Permission denied)", None, "Check its permissions, or fetch it again",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_volume_more_than_the_header_says(tmp_path: Path, suffix: str):
+    path = tmp_path / f"x{suffix}"
+    write_image(path, np.zeros(SHAPE, np.float32), AFFINE)
+    opener = nibabel.openers.Opener
+    with opener(path) as stream:
+        content = bytearray(stream.read())
+    content[48:50] = (2).to_bytes(2, "little")  # dim[4]
+    with opener(path, "wb") as stream:
+        stream.write(bytes(content))
+    made = open_nifti(path)
+    with pytest.raises(ImageUnreadable) as caught:
+        list(made.volumes())
+    assert parts(caught.value) == (
+        "the file goes on after its last volume, for the length of a volume or more", "2 volumes by its header", FETCH,
+    )  # fmt: skip
+    assert caught.value.file == path
+
+
+def test_less_than_a_volume_more_is_let_be(tmp_path: Path):
+    path = image(tmp_path / "x.nii")
+    path.write_bytes(path.read_bytes() + b"\0" * (4 * 4 * 5 * 6 - 1))
+    assert len(list(open_nifti(path).volumes())) == 3
+
+
+@pytest.mark.parametrize(
+    ("offset", "right"), [(0, True), (352, True), (368, True), (351, False), (64 * 1024**2, False)]
+)
+def test_where_voxels_may_begin(tmp_path: Path, offset: int, right: bool):
+    path = image(tmp_path / "x.nii", vox_offset=offset)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:352] + b"\0" * max(0, offset - 352) + whole[352:])
+    if right:
+        first = next(open_nifti(path).volumes())
+        assert first.ravel(order="C")[:3].tolist() == [0.0, 3.0, 6.0]
+        return
+    with pytest.raises(ImageUnreadable) as caught:
+        open_nifti(path)
+    fault = f"the voxels begin at byte {float(offset):g} by the header"
+    assert parts(caught.value) == (fault, "352 or somewhat more", FETCH)
+
+
+def test_a_volume_of_the_largest_size_is_believed_and_no_larger(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(nifti, "LARGEST_VOLUME", 4 * 5 * 6)
+    open_nifti(image(tmp_path / "x.nii"))
+    monkeypatch.setattr(nifti, "LARGEST_VOLUME", 4 * 5 * 6 - 1)
+    with pytest.raises(ImageUnreadable) as caught:
+        open_nifti(tmp_path / "x.nii")
+    assert parts(caught.value) == ("the header declares dimensions 4x5x6x3", None, FETCH)
+
+
+def test_a_truncated_file_is_told_with_its_bytes(tmp_path: Path):
+    path = image(tmp_path / "x.nii")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ImageUnreadable) as caught:
+        open_nifti(path)
+    needed = 352 + 4 * np.prod(SHAPE)
+    assert parts(caught.value) == (
+        f"the file is truncated: {needed - 1} bytes", f"{needed} bytes by its header", FETCH,
+    )  # fmt: skip
+    path.write_bytes(whole)
+    open_nifti(path)
+
+
+def test_what_compression_cannot_hold_is_refused_before_it_is_read(tmp_path: Path, monkeypatch):
+    path = tmp_path / "x.nii.gz"
+    write_image(path, np.zeros((20, 20, 20, 3), np.float32), AFFINE)
+    found, needed = path.stat().st_size, 352 + 4 * 20**3 * 3
+    open_nifti(path)
+    monkeypatch.setattr(nifti, "MOST_EXPANDED", needed // found)
+    with pytest.raises(ImageUnreadable) as caught:
+        open_nifti(path)
+    fault = f"{found} compressed bytes cannot hold the {needed} that the header declares"
+    assert parts(caught.value) == (fault, None, FETCH)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------
+
+GRID = Grid.of(SHAPE[:3], AFFINE, "MNI152NLin6Asym")
+
+
+def test_a_mask_on_another_grid_is_told_with_both(tmp_path: Path):
+    moved = AFFINE.copy()
+    moved[:3, 3] = (1.2345, -2, 3)
+    path = image(tmp_path / "m.nii", SHAPE[:3], moved)
+    with pytest.raises(MaskUnusable) as caught:
+        open_mask(path, GRID, in_template=True)
+    assert parts(caught.value) == (
+        "the mask lies on another grid than its run: 4x5x6, 2 mm, origin (1.23, -2, 3) against 4x5x6, 2 mm, "
+        "origin (0, 0, 0)",
+        None,
+        "Resample the mask to the run, or remove it, and one is computed from the mean image",
+    )
+    assert caught.value.file == path
+
+
+@pytest.mark.parametrize(("apart", "right"), [(0.019, True), (0.021, False)])
+def test_a_mask_may_lie_a_hundredth_of_a_voxel_off(tmp_path: Path, apart: float, right: bool):
+    moved = AFFINE.copy()
+    moved[0, 3] = apart
+    path = image(tmp_path / "m.nii", SHAPE[:3], moved)
+    if right:
+        open_mask(path, GRID, in_template=True)
+        return
+    with pytest.raises(MaskUnusable):
+        open_mask(path, GRID, in_template=True)
+
+
+def test_a_mask_of_probabilities_is_cut_to_them(tmp_path: Path):
+    values = np.zeros(SHAPE[:3], np.float32)
+    values[0, 0, 0], values[1, 0, 0], values[2, 0, 0] = 0.25, 3, -1
+    write_image(tmp_path / "m.nii", values, AFFINE)
+    mask = read_mask(open_mask(tmp_path / "m.nii", GRID, in_template=True))
+    assert mask[:4, 0, 0].tolist() == [0.25, 1, 0, 0]
+
+
+def test_nothing_of_which_a_mask_could_be_computed(tmp_path: Path):
+    path = tmp_path / "x.nii"
+    write_image(path, np.zeros((8, 8, 8, 3), np.float32), AFFINE)
+    with pytest.raises(MaskUnusable) as caught:
+        computed_mask(open_series(path), Grid.of((8, 8, 8), AFFINE, None))
+    assert caught.value.fault.startswith("there is no brain mask, and none can be computed from the mean image (")
+    assert (caught.value.file, caught.value.remedy) == (path, "Give a desc-brain_mask beside the run")
