@@ -13,7 +13,7 @@ from neurostorm_bids.errors import CoverageTooLow
 from neurostorm_bids.inputs.runs import BoldImage
 from neurostorm_bids.space import FIGURES, Grid, RunQuality, Tally, assess, choose_route, require_coverage, to_grid
 from neurostorm_bids.space.quality import coverage
-from neurostorm_bids.space.template import template_brain
+from neurostorm_bids.space.template import icbm152, template_brain
 
 GRID = Grid.of((48, 56, 48), [[-4, 0, 0, 94], [0, 4, 0, -130], [0, 0, 4, -78], [0, 0, 0, 1]], "MNI152NLin6Asym")
 N_VOLUMES = 6
@@ -118,3 +118,66 @@ def test_figures_that_do_not_exist_are_none(tmp_path: Path):
 
 def test_every_figure_is_described():
     assert [field.name for field in fields(RunQuality)] == list(FIGURES)
+
+
+def test_figures_are_those_of_numpy(tmp_path: Path):
+    """Mean, SD, correlation, overlap and mirror image, computed from whole arrays."""
+    series = to_grid(choose_route(run(tmp_path, shift_mm=(8, 0, 0), rows=slice(0, 40)), GRID), GRID)
+    rng = np.random.default_rng(1)
+    volumes = rng.normal(500, 50, (5, *GRID.shape)).astype(np.float32)
+    volumes[:, 24, 28, 24] = 7.0  # a voxel that never changes counts for no tSNR
+    tally = Tally(series)
+    for volume in volumes:
+        tally.add(volume)
+    template, brain = template_brain(GRID), series.brain
+    mean, sd = volumes.mean(axis=0, dtype=np.float64), volumes.std(axis=0, dtype=np.float64, ddof=1)
+    quality = assess(series, tally)
+    region = template.region | brain
+    np.testing.assert_allclose(tally.mean_image()[region], mean[region], rtol=1e-6)
+    assert not tally.mean_image()[~region].any()
+    varies = brain & (sd > 0)
+    assert quality.tsnr == pytest.approx(np.median(mean[varies] / sd[varies]), rel=1e-5)
+    compared = template.region & series.inside
+    expected = np.corrcoef(mean[compared], template.image[compared])[0, 1]
+    assert quality.template_correlation == pytest.approx(expected, abs=1e-6)
+    both = (brain & template.brain).sum()
+    seen = (template.brain & series.inside).sum()
+    assert quality.coverage == pytest.approx(both / template.brain.sum())
+    assert quality.outside_fov == pytest.approx(1 - seen / template.brain.sum())
+    assert quality.dice == pytest.approx(2 * both / (seen + brain.sum()))
+    x = GRID.matrix[0, 0] * np.arange(GRID.shape[0]) + GRID.matrix[0, 3]
+    mirrored = [int(np.flatnonzero(x == -value)[0]) if -value in x else None for value in x]
+    there = np.array([place is not None for place in mirrored])
+    other = np.array([place or 0 for place in mirrored])
+    twice = brain & brain[other] & there[:, None, None]
+    expected = 1 - np.corrcoef(mean[twice], mean[other][twice])[0, 1]
+    assert quality.lr_asymmetry == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_that_covers_too_little_is_told_with_its_figures(tmp_path: Path):
+    series = to_grid(choose_route(run(tmp_path, rows=slice(0, 20)), GRID), GRID)
+    with pytest.raises(CoverageTooLow) as caught:
+        require_coverage(series, 0.8)
+    assert caught.value.fault == f"the run's brain mask covers {coverage(series):.0%} of the template brain"
+    assert (caught.value.file, caught.value.expected) == (tmp_path / "bold.nii", "at least 80%")
+    assert caught.value.remedy.startswith("Look at its placement and mask; --min-coverage lowers the limit")
+
+
+def test_maps_are_of_a_millimetre_and_of_their_tissue():
+    t1, grey, white = (icbm152(tissue) for tissue in ("t1", "gm", "wm"))
+    for made in (t1, grey, white):
+        assert made.voxels.max() == 1 and made.voxels.dtype == np.float32
+        np.testing.assert_allclose(made.geometry.zooms, 1)
+        assert made.geometry.template == "MNI152NLin2009Sym"
+    at = Grid.of((2, 1, 1), [[30, 0, 0, -25], [0, 1, 0, -20], [0, 0, 1, 28], [0, 0, 0, 1]], "MNI152NLin2009Sym")
+    assert white.on(at, "nearest")[0, 0, 0] > 0.9 > 0.1 > grey.on(at, "nearest")[0, 0, 0]  # the centrum semiovale
+    far = Grid.of((2, 1, 1), [[1, 0, 0, 300], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "MNI152NLin2009Sym")
+    assert not t1.on(far, "linear").any()
+
+
+def test_the_region_reaches_twelve_millimetres_beyond_the_brain():
+    brain = template_brain(GRID)
+    apart = np.array([[4 * n, 0, 0] for n in range(1, 5)])
+    rows = np.flatnonzero(brain.brain[:, 28, 20])
+    beyond = brain.region[rows[-1] + 1 : rows[-1] + 1 + len(apart), 28, 20]
+    assert beyond.tolist() == [True, True, True, False]
