@@ -11,7 +11,17 @@ from space_phantoms import run_of, write_image
 
 from neurostorm_bids.errors import CoverageTooLow
 from neurostorm_bids.inputs.runs import BoldImage
-from neurostorm_bids.space import FIGURES, Grid, RunQuality, Tally, assess, choose_route, require_coverage, to_grid
+from neurostorm_bids.space import (
+    FIGURES,
+    Grid,
+    RunQuality,
+    Tally,
+    assess,
+    choose_route,
+    require_coverage,
+    template,
+    to_grid,
+)
 from neurostorm_bids.space.quality import coverage
 from neurostorm_bids.space.template import icbm152, template_brain
 
@@ -181,3 +191,21 @@ def test_the_region_reaches_twelve_millimetres_beyond_the_brain():
     rows = np.flatnonzero(brain.brain[:, 28, 20])
     beyond = brain.region[rows[-1] + 1 : rows[-1] + 1 + len(apart), 28, 20]
     assert beyond.tolist() == [True, True, True, False]
+
+
+def test_maps_under_another_name_are_had_from_nilearn(monkeypatch):
+    bundled = {tissue: icbm152(tissue) for tissue in ("t1", "gm", "wm")}
+    monkeypatch.setattr(template, "FILE_ENDS", "_of_another_release.nii.gz")
+    for tissue, known in bundled.items():
+        made = icbm152(tissue)
+        at = made.on(known.geometry, "nearest")
+        assert np.corrcoef(at.ravel(), known.voxels.ravel())[0, 1] > 0.99, tissue
+
+
+def test_two_volumes_have_a_tsnr_and_noise_of_the_last_digit_has_none(tmp_path: Path):
+    series = to_grid(choose_route(run(tmp_path), GRID), GRID)
+    for sd, expected in ((50.0, 500 / 50), (0.001, None)):
+        tally = Tally(series)
+        for sign in (-1, 1):
+            tally.add(np.full(GRID.shape, 500 + sign * sd / np.sqrt(2), np.float32))
+        assert tally.tsnr() == (expected if expected is None else pytest.approx(expected, rel=1e-5))

@@ -6,15 +6,24 @@ import errno
 import os
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
 from space_phantoms import write_image
 
-from neurostorm_bids.errors import AffineContradictory, ImageUnreadable, MaskUnusable, RepetitionTimeUnusable
-from neurostorm_bids.space import nifti
+from neurostorm_bids.errors import (
+    AffineContradictory,
+    ImageUnreadable,
+    MaskUnusable,
+    RepetitionTimeUnusable,
+    TransformUnavailable,
+    TransformUnreadable,
+)
+from neurostorm_bids.space import nifti, templateflow
 from neurostorm_bids.space.grid import Grid
 from neurostorm_bids.space.header import judged_affine, judged_t_r_s
+from neurostorm_bids.space.itk import read_transform
 from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
 from neurostorm_bids.space.nifti import open_nifti, open_series
 
@@ -205,6 +214,91 @@ def test_what_compression_cannot_hold_is_refused_before_it_is_read(tmp_path: Pat
         open_nifti(path)
     fault = f"{found} compressed bytes cannot hold the {needed} that the header declares"
     assert parts(caught.value) == (fault, None, FETCH)
+
+
+@pytest.mark.parametrize(("change", "fault"), [("cut", "ends early"), ("spoil", "is corrupt")])
+def test_a_stream_that_ends_early_is_told_from_one_that_is_corrupt(tmp_path: Path, change: str, fault: str):
+    path = tmp_path / "x.nii.gz"
+    write_image(path, np.random.default_rng(0).normal(size=(16, 16, 16, 3)), AFFINE)
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] if change == "cut" else whole[:half] + b"\xff" * 64 + whole[half + 64 :])
+    with pytest.raises(ImageUnreadable, match=rf"the gzip stream {fault} \(") as caught:
+        list(open_nifti(path).volumes())
+    assert (caught.value.file, caught.value.remedy) == (path, "Fetch or write the file again")
+
+
+# --- transforms -------------------------------------------------------------------------------------------------
+
+
+def linear(path: Path, values: h5py.ExternalLink | h5py.SoftLink | None, **storage) -> Path:
+    with h5py.File(path, "w") as file:
+        group = file.create_group("TransformGroup/0")
+        group["TransformType"] = np.bytes_("AffineTransform_double_3_3")
+        group["TransformFixedParameters"] = np.zeros(3)
+        if values is not None:
+            group["TransformParameters"] = values
+        else:
+            group.create_dataset("TransformParameters", (12,), "f8", **storage)
+    return path
+
+
+def test_nothing_is_read_from_another_file(tmp_path: Path):
+    linear(tmp_path / "sound.h5", None)
+    numbers = tmp_path / "numbers"
+    np.eye(3, 4).tofile(numbers)
+    place = "TransformGroup/0/TransformParameters"
+    made = [
+        linear(tmp_path / "link.h5", h5py.ExternalLink(str(tmp_path / "sound.h5"), place)),
+        linear(tmp_path / "soft.h5", h5py.SoftLink("/TransformGroup/0/TransformFixedParameters")),
+        linear(tmp_path / "storage.h5", None, external=[(str(numbers), 0, 96)]),
+    ]
+    for path in made:
+        with pytest.raises(TransformUnreadable) as caught:
+            read_transform(path)
+        assert caught.value.file == path
+        assert parts(caught.value) == (
+            "TransformParameters is a link, or its values lie outside the file",
+            "everything in the file itself",
+            "Write it again with ITK or ANTs",
+        )
+
+
+def test_a_copy_of_the_archive_is_asked_where_one_is_named(monkeypatch):
+    monkeypatch.setenv("NEUROSTORM_TEMPLATEFLOW_ARCHIVE", "http://copy/of/it/")
+    assert templateflow.archive() == "http://copy/of/it"
+    monkeypatch.delenv("NEUROSTORM_TEMPLATEFLOW_ARCHIVE")
+    assert templateflow.archive().startswith("https://") and not templateflow.archive().endswith("/")
+
+
+@pytest.mark.parametrize(("stated", "right"), [(6, True), (0, True), (7, False)])
+def test_what_came_is_stored_where_it_is_whole(tmp_path: Path, stated: int, right: bool):
+    """0 bytes are stated where a server states nothing; the folder is there already, as for a second file."""
+    cached = tmp_path / "tpl-A" / "x.h5"
+    cached.parent.mkdir()
+    if right:
+        templateflow._store([b"abc", b"def"], stated, cached)
+        assert cached.read_bytes() == b"abcdef"
+    else:
+        with pytest.raises(OSError, match="6 of 7 bytes came"):
+            templateflow._store([b"abc", b"def"], stated, cached)
+    assert [path.name for path in cached.parent.iterdir()] == (["x.h5"] if right else [])
+    with pytest.raises(OSError, match="0 of 0 bytes came"):
+        templateflow._store([], 0, tmp_path / "tpl-A" / "y.h5")
+
+
+def test_a_transform_that_cannot_be_had_says_where_it_goes_and_how_it_is_fetched(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    with pytest.raises(TransformUnavailable) as caught:
+        templateflow.template_transform("MNI152NLin2009cAsym", "MNI152NLin6Asym", offline=True)
+    name = "tpl-MNI152NLin6Asym_from-MNI152NLin2009cAsym_mode-image_xfm.h5"
+    assert parts(caught.value) == (
+        f"the template transform {name} is not in TemplateFlow's cache, and --offline forbids fetching it",
+        f"it at {tmp_path / 'tpl-MNI152NLin6Asym' / name}",
+        "Put it there, or set TEMPLATEFLOW_HOME to a cache that has it; on a machine with a network, "
+        "templateflow.api.get('MNI152NLin6Asym', mode='image', suffix='xfm', extension='.h5', "
+        "**{'from': 'MNI152NLin2009cAsym'}) fetches it",
+    )
 
 
 # --- masks ------------------------------------------------------------------------------------------------------
