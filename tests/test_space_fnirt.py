@@ -120,7 +120,7 @@ def write_coefficients(path: Path, coefficients: np.ndarray, to_standard: np.nda
     header.set_sform(to_standard, 1)
     header["qform_code"] = 1
     header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = entries.get("shape", TWO_MM)
-    header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 2
+    header["intent_p1"], header["intent_p2"], header["intent_p3"] = entries.get("zooms", (2, 2, 2))
     path.write_bytes(image.to_bytes())
     return path
 
@@ -170,6 +170,23 @@ def test_other_warps_are_refused_naming_convertwarp(tmp_path: Path, intent: int,
 def test_coefficients_over_another_array_are_refused(tmp_path: Path):
     path = write_coefficients(tmp_path / "coef.nii", np.zeros((4, 4, 4, 3)), np.eye(4), shape=(20, 20, 20))
     with pytest.raises(TransformUnreadable, match=r"20x20x20.*convertwarp"):
+        read_warp(path, native_grid("LAS"))
+
+
+@pytest.mark.parametrize("zooms", [(1, 2, 2), (2, 1, 2), (2, 2, 1)])
+def test_coefficients_over_other_voxels_are_refused(tmp_path: Path, zooms: tuple[int, ...]):
+    path = write_coefficients(tmp_path / "coef.nii", np.zeros((*knots_of(), 3)), np.eye(4), zooms=zooms)
+    with pytest.raises(TransformUnreadable) as caught:
+        read_warp(path, native_grid("LAS"))
+    size = [float(zoom) for zoom in zooms]
+    assert caught.value.fault == f"the warp holds spline coefficients over an array of 91x109x91 voxels of {size} mm"
+    assert caught.value.expected == "a dense FNIRT field, or cubic spline coefficients"
+
+
+@pytest.mark.parametrize("knots", [(0.3, 10, 10), (10, 10, 0.2)])
+def test_knots_that_are_less_than_a_voxel_apart_are_refused(tmp_path: Path, knots: tuple[float, ...]):
+    path = write_coefficients(tmp_path / "coef.nii", np.zeros((*knots_of(), 3)), np.eye(4), knots=knots)
+    with pytest.raises(TransformUnreadable, match="the warp's knots lie 0 voxels apart"):
         read_warp(path, native_grid("LAS"))
 
 

@@ -20,7 +20,7 @@ from neurostorm_bids.errors import (
     TransformUnavailable,
     TransformUnreadable,
 )
-from neurostorm_bids.space import nifti, templateflow
+from neurostorm_bids.space import itk, nifti, templateflow
 from neurostorm_bids.space.grid import Grid
 from neurostorm_bids.space.header import judged_affine, judged_t_r_s
 from neurostorm_bids.space.itk import read_transform
@@ -262,6 +262,32 @@ def test_nothing_is_read_from_another_file(tmp_path: Path):
             "everything in the file itself",
             "Write it again with ITK or ANTs",
         )
+
+
+def test_a_text_is_read_up_to_its_largest_size(tmp_path: Path, monkeypatch):
+    path = tmp_path / "x.txt"
+    path.write_text(
+        "#Insight Transform File V1.0\nTransform: TranslationTransform_double_3_3\n"
+        "Parameters: 1 -2 3\nFixedParameters:\n"
+    )
+    monkeypatch.setattr(itk, "LARGEST_TEXT", path.stat().st_size)
+    np.testing.assert_allclose(read_transform(path).map(np.zeros((1, 3))), [[-1, 2, 3]])  # LPS is written, RAS meant
+    monkeypatch.setattr(itk, "LARGEST_TEXT", path.stat().st_size - 1)
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(path)
+    assert parts(caught.value) == (
+        "the transform is too large for a text", f"at most {path.stat().st_size - 1} bytes", FETCH,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ["Parameters", "FixedParameters"])
+def test_a_word_among_numbers_is_told_with_its_file(tmp_path: Path, entry: str):
+    path = tmp_path / "x.txt"
+    path.write_text(f"Transform: TranslationTransform_double_3_3\nParameters: 1 2 3\n{entry}: 1 two 3\n")
+    path.write_text("#Insight Transform File V1.0\n" + path.read_text())
+    with pytest.raises(TransformUnreadable, match=r"a parameter is no number \(.*two") as caught:
+        read_transform(path)
+    assert (caught.value.file, caught.value.remedy) == (path, FETCH)
 
 
 def test_a_copy_of_the_archive_is_asked_where_one_is_named(monkeypatch):

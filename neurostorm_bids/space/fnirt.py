@@ -159,7 +159,7 @@ def _spline_field(image: NiftiFile) -> tuple[Grid, np.ndarray]:
     standard = _fsl_array(image)
     knots = [round(float(spacing)) for spacing in header["pixdim"][1:4]]
     if min(knots) < 1:
-        raise TransformUnreadable(f"the warp's knots lie {min(knots)} voxels apart", file=image.path)
+        raise TransformUnreadable(f"the warp's knots lie {min(knots)} voxels apart", file=image.path, remedy=AGAIN)
     coefficients = _vectors(image).reshape(*image.shape[:3], 3, order="F")
     bases = [_cubic_basis(standard.shape[axis], knots[axis], image.shape[axis]) for axis in range(3)]
     field = np.einsum("xi,yj,zk,ijkc->xyzc", *bases, coefficients, optimize=True)
