@@ -367,6 +367,20 @@ def test_a_mask_of_probabilities_is_cut_to_them(tmp_path: Path):
     assert mask[:4, 0, 0].tolist() == [0.25, 1, 0, 0]
 
 
+def test_infinite_voxels_count_as_nothing_in_a_computed_mask(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(10, 1, (16, 16, 16, 3)).astype(np.float32)
+    values[4:12, 4:12, 4:12] += 900
+    values[2, 2, 2], values[6, 6, 6, 0] = np.inf, -np.inf
+    write_image(tmp_path / "x.nii", values, AFFINE)
+    zeroed = np.where(np.isfinite(values), values, 0)
+    write_image(tmp_path / "y.nii", zeroed.astype(np.float32), AFFINE)
+    grid = Grid.of((16, 16, 16), AFFINE, None)
+    masks = [computed_mask(open_series(tmp_path / f"{name}.nii"), grid) for name in "xy"]
+    np.testing.assert_array_equal(*masks)
+    assert masks[0][6, 7, 7] == 1 and masks[0][2, 2, 2] == 0
+
+
 def test_nothing_of_which_a_mask_could_be_computed(tmp_path: Path):
     path = tmp_path / "x.nii"
     write_image(path, np.zeros((8, 8, 8, 3), np.float32), AFFINE)

@@ -181,6 +181,54 @@ def test_broken_fields_are_refused(tmp_path: Path, forward: sitk.CompositeTransf
         read_transform(path)
 
 
+def test_parts_of_a_composite_are_taken_by_their_numbers(tmp_path: Path):
+    """Twelve of them, whose order matters: 10 comes after 9, not after 1."""
+    parts = [affine_transform(seed) if seed % 2 else euler_transform(seed) for seed in range(12)]
+    path = write_transform(composite(*parts), tmp_path / "x.h5")
+    np.testing.assert_allclose(read_transform(path).map(POINTS), map_points(composite(*parts), POINTS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Affine_double_2_3", "Affine_double_3_2"])
+def test_points_of_the_plane_are_refused_on_either_side(tmp_path: Path, kind: str):
+    path = tmp_path / "x.txt"
+    path.write_text(TEXT.format("1 0 0 0 1 0 0 0 1 0 0 0").replace("AffineTransform_double_3_3", kind))
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(path)
+    assert (caught.value.fault, caught.value.expected) == (f"Affine maps {kind[14]}D points", "3D")
+
+
+def test_a_field_may_be_one_voxel_thick(tmp_path: Path):
+    field = smooth_field(5, 10, centred((24, 28, 1), (8, 8, 8), codes="LPS"))
+    path = write_transform(composite(field), tmp_path / "x.h5")
+    inside = np.c_[np.random.default_rng(0).uniform(-60, 60, (50, 2)), np.zeros(50)]
+    np.testing.assert_allclose(read_transform(path).map(inside), map_points(composite(field), inside), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "expected"),
+    [
+        ("TransformParameters", np.zeros(11), "12 and 3"),
+        ("TransformFixedParameters", np.zeros(2), "12 and 3"),
+        ("TransformFixedParameters", np.zeros(65), "at most 18"),
+    ],
+)
+def test_what_a_linear_transform_should_hold_is_told(tmp_path: Path, key: str, values: np.ndarray, expected: str):
+    path = write_transform(composite(affine_transform(1), affine_transform(2)), tmp_path / "x.h5")
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(spoil(path, key, lambda _: values))
+    assert (caught.value.file, caught.value.expected) == (path, expected)
+
+
+def test_a_name_that_is_none_is_told_with_one(tmp_path: Path):
+    path = tmp_path / "x.txt"
+    path.write_text(TEXT.format("1").replace("AffineTransform_double_3_3", "Affine"))
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(path)
+    assert (caught.value.fault, caught.value.expected) == (
+        "'Affine' names no ITK transform", "a name as Affine..._double_3_3",
+    )  # fmt: skip
+
+
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path: Path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["data"] = np.zeros(3)
@@ -214,6 +262,27 @@ def test_the_cache_is_used_and_remade_when_broken(tmp_path: Path, monkeypatch):
     transforms._mapped.cache_clear()
     kept.write_bytes(b"broken")
     np.testing.assert_array_equal(points_through(SMALL, (path,), cache), first)
+
+
+@pytest.mark.parametrize("change", [lambda points: points[:-1], lambda points: points.astype(float), np.ravel])
+def test_a_cache_of_other_points_is_remade(tmp_path: Path, monkeypatch, change):
+    from neurostorm_bids.space import transforms
+
+    monkeypatch.setattr(transforms, "LARGE_FILE", 1)
+    path, cache = write_transform(affine_transform(9), tmp_path / "x.txt"), tmp_path / "deep" / "cache"
+    first = points_through(SMALL, (path,), cache)
+    transforms._mapped.cache_clear()
+    (kept,) = cache.iterdir()
+    np.save(kept, change(first + 1))
+    np.testing.assert_array_equal(points_through(SMALL, (path,), cache), first)
+    np.testing.assert_array_equal(np.load(kept), first)
+    assert [file.name for file in cache.iterdir()] == [kept.name]
+
+
+def test_small_transforms_are_not_cached_and_nothing_is_without_a_folder(tmp_path: Path):
+    path = write_transform(affine_transform(9), tmp_path / "x.txt")
+    points_through(SMALL, (path,), tmp_path / "cache")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
 
 
 def test_missing_transforms_are_named(tmp_path: Path):
