@@ -214,6 +214,15 @@ def test_a_warp_that_does_not_start_at_the_image_is_refused(tmp_path: Path):
         points_through(LAS, (path, path), moving=native_grid("LAS"))
 
 
+@pytest.mark.parametrize("codes", ["LAS", "RAS"])
+def test_scaled_voxels_have_the_size_of_their_own_axis(codes: str):
+    grid = Grid.of((5, 6, 7), centred((5, 6, 7), (2, 3, 4), codes=codes), "boldref")
+    voxels = np.array([[0, 0, 0], [4, 5, 6], [1, 2, 3]])
+    world = nibabel.affines.apply_affine(grid.matrix, voxels)
+    found = nibabel.affines.apply_affine(scaled_voxels(grid), voxels)
+    np.testing.assert_allclose(found, fsl_millimetres(grid, world), atol=1e-9)
+
+
 def test_scaled_voxels_run_from_the_other_end_in_neurological_storage():
     assert scaled_voxels(LAS)[0].tolist() == [8, 0, 0, 0]
     assert scaled_voxels(RAS)[0].tolist() == [-8, 0, 0, 176]

@@ -297,6 +297,17 @@ def test_a_copy_of_the_archive_is_asked_where_one_is_named(monkeypatch):
     assert templateflow.archive().startswith("https://") and not templateflow.archive().endswith("/")
 
 
+def test_the_cache_lies_where_templateflow_has_it(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert templateflow.cache_folder() == tmp_path / "templateflow"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert templateflow.cache_folder() == tmp_path / ".cache" / "templateflow"
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", "/elsewhere")
+    assert templateflow.cache_folder() == Path("/elsewhere")
+
+
 @pytest.mark.parametrize(("stated", "right"), [(6, True), (0, True), (7, False)])
 def test_what_came_is_stored_where_it_is_whole(tmp_path: Path, stated: int, right: bool):
     """0 bytes are stated where a server states nothing; the folder is there already, as for a second file."""
