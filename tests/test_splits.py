@@ -105,6 +105,12 @@ def test_validation_takes_its_share_of_families_and_of_classes_that_are_too_smal
         assert 4 <= len(split.validation) <= 6
 
 
+def test_validation_takes_its_share_where_every_class_is_too_small_for_it():
+    classes = {label: f"class {number % 6}" for number, label in enumerate(LABELS[:12])}
+    for split in make_splits(LABELS[:12], folds=2, strata=classes, validation_share=0.5):
+        assert (len(split.train), len(split.validation), len(split.test)) == (3, 3, 6)
+
+
 def test_what_is_not_asked_for_is_five_folds_a_seventh_and_seed_0():
     assert make_splits(LABELS) == make_splits(LABELS, folds=5, validation_share=0.15, seed=0)
     assert len(make_splits(LABELS)) == 5
@@ -204,6 +210,14 @@ def test_overlap_is_found_at_run_time():
         require_disjoint(Split("1", ("a", "b"), ("c",), ("b",)))
     with pytest.raises(SplitsOverlap, match="groups on two sides: F"):
         require_disjoint(Split("1", ("a",), (), ("b",)), {"a": "F", "b": "F"})
+
+
+def test_a_participant_who_is_there_twice_is_found_too():
+    with pytest.raises(SplitsOverlap) as caught:
+        require_disjoint(Split("1", ("a", "a", "b"), ("c",), ("d",)))
+    assert caught.value.fault == "fold 1 has participants on two sides: a"
+    assert caught.value.expected == "training, validation and test without anything in common"
+    assert caught.value.remedy == "Mend splits.tsv, or the column that --group-by names"
 
 
 # --- splits.tsv -------------------------------------------------------------------------------------------------
