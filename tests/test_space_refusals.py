@@ -14,6 +14,7 @@ from space_phantoms import write_image
 
 from neurostorm_bids.errors import (
     AffineContradictory,
+    ConstantSeries,
     ImageUnreadable,
     MaskUnusable,
     RepetitionTimeUnusable,
@@ -26,9 +27,12 @@ from neurostorm_bids.space.header import judged_affine, judged_t_r_s
 from neurostorm_bids.space.itk import read_transform
 from neurostorm_bids.space.masks import computed_mask, open_mask, read_mask
 from neurostorm_bids.space.nifti import open_nifti, open_series
+from neurostorm_bids.space.resample import ON_VOXEL, LatticeSampler
+from neurostorm_bids.space.series import _Watch
 
 SHAPE, AFFINE = (4, 5, 6, 3), np.diag([2.0, 2.0, 2.0, 1.0])
 FETCH = "Fetch or write it again"
+GRID = Grid.of(SHAPE[:3], AFFINE, "MNI152NLin6Asym")
 
 
 def image(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE, **fields) -> Path:
@@ -122,6 +126,27 @@ def test_no_other_pair_of_forms_may_differ(tmp_path: Path, sform: int, qform: in
     made = open_nifti(image(tmp_path / "x.nii", qoffset_x=9, sform_code=sform, qform_code=qform))
     with pytest.raises(AffineContradictory):
         judged_affine(made, in_template=True)
+
+
+@pytest.mark.parametrize(("share", "right"), [(0.9, True), (1.1, False)])
+def test_a_grid_lies_on_voxels_where_its_farthest_corner_does(share: float, right: bool):
+    stretched = np.diag([2 * (1 + share * ON_VOXEL / 3), 2, 2, 1])  # three voxels from the first to the last
+    sampler = LatticeSampler.between(GRID, Grid.of(SHAPE[:3], stretched, GRID.template))
+    assert (sampler is not None) is right
+
+
+def test_one_volume_is_not_taken_for_a_series_that_never_changes(tmp_path: Path):
+    made = open_series(image(tmp_path / "x.nii"))
+    watch = _Watch(made, np.arange(10))
+    volume = next(made.volumes())
+    watch.checked(volume)
+    watch.finish()
+    watch.checked(volume)
+    with pytest.raises(ConstantSeries) as caught:
+        watch.finish()
+    assert parts(caught.value) == (
+        "the 2 volumes are all the same inside the brain mask", "a BOLD series", "Check how the file was made",
+    )  # fmt: skip
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -339,8 +364,6 @@ def test_a_transform_that_cannot_be_had_says_where_it_goes_and_how_it_is_fetched
 
 
 # --- masks ------------------------------------------------------------------------------------------------------
-
-GRID = Grid.of(SHAPE[:3], AFFINE, "MNI152NLin6Asym")
 
 
 def test_a_mask_on_another_grid_is_told_with_both(tmp_path: Path):
