@@ -254,8 +254,8 @@ class _Odds:
     def of_resamples(cls, z: np.ndarray, y: np.ndarray, weights: np.ndarray) -> _Odds:
         """Those of resampled held-out rows, whose models had the level of all rows.  # (b, n, k), (n, k), (b, n)"""
         n_in, n = weights @ y, weights.sum(axis=1, keepdims=True)
-        sums = (np.einsum("bn,bnk->bk", weights, of) for of in (z, z * y, z**2))
-        found = cls.of(*sums, n_in, n)
+        total, inside, squares = (np.einsum("bn,bnk->bk", weights, of) for of in (z, z * y, z**2))
+        found = cls.of(total, inside, squares, n_in, n)
         share = np.clip(found.share, 1e-3, 1 - 1e-3)
         return cls(found.slope, found.middle + found.share - y.mean(axis=0), share)
 

@@ -102,8 +102,8 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
         for name in (name for name in outcomes if name != model):
             for metric in metrics_of(problem.kind):
                 value = float(observed[model][metric].mean() - observed[name][metric].mean())
-                between = [_difference(of[model], of[name]) for of in (resampled, jointly)]
-                interval = _interval(metric, *between, n)
+                tested, both = (_difference(of[model], of[name]) for of in (resampled, jointly))
+                interval = _interval(metric, tested, both, n)
                 if metric in SHARES and np.isnan(interval.low) and abs(value) > ROUNDING:
                     interval = _between_shares(known[model, metric], known[name, metric])
                 differences.append(Difference(model, name, metric, value, interval))
