@@ -121,10 +121,11 @@ def call(
 def _as_program(arguments: Sequence[str], unprivileged: bool = False) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "neurostorm_bids", *arguments],
-        capture_output=True, timeout=LONGEST_S, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_S, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # both streams in the order of what is said, as on a terminal
         preexec_fn=obey_permissions if unprivileged else None,
     )  # fmt: skip
-    return done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace")
+    return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def obey_permissions() -> None:
