@@ -64,6 +64,17 @@ def write_image(path: Path, data, affine, *, t_r_s: float = 2.0, code: int = 4, 
     return path
 
 
+def with_header(path: Path, **fields) -> Path:
+    """An image of a single file, fields of its header overwritten behind nibabel's back."""
+    with path.open("r+b") as stream:
+        header = nibabel.Nifti1Header(stream.read(348), check=False)
+        for name, value in fields.items():
+            header[name] = value
+        stream.seek(0)
+        stream.write(header.binaryblock)
+    return path
+
+
 def wobbling(volume: np.ndarray, n_volumes: int = 3) -> np.ndarray:
     """A series whose volumes are the given one times 1, 1.1, 1.2 ..."""
     return np.stack([volume * (1 + 0.1 * t) for t in range(n_volumes)], axis=-1).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from space_phantoms import centred, write_image
+from space_phantoms import centred, with_header, write_image
 
 from neurostorm_bids.errors import (
     AffineContradictory,
@@ -39,13 +39,7 @@ def edited(path: Path, *, series: bool = True, **fields) -> Path:
     """A 4D image with header fields overwritten behind nibabel's back."""
     shape = SHAPE if series else SHAPE[:3]
     write_image(path, RNG.normal(size=shape).astype(np.float32), AFFINE)
-    with path.open("r+b") as stream:
-        header = nibabel.Nifti1Header(stream.read(348), check=False)
-        for name, value in fields.items():
-            header[name] = value
-        stream.seek(0)
-        stream.write(header.binaryblock)
-    return path
+    return with_header(path, **fields)
 
 
 # --- voxels -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
-from space_phantoms import write_image
+from space_phantoms import with_header, write_image
 
 from neurostorm_bids.errors import (
     AffineContradictory,
@@ -37,13 +37,7 @@ GRID = Grid.of(SHAPE[:3], AFFINE, "MNI152NLin6Asym")
 
 def image(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE, **fields) -> Path:
     write_image(path, np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine)
-    with path.open("r+b") as stream:
-        header = nibabel.Nifti1Header(stream.read(348), check=False)
-        for name, value in fields.items():
-            header[name] = value
-        stream.seek(0)
-        stream.write(header.binaryblock)
-    return path
+    return with_header(path, **fields)
 
 
 def parts(error: Exception) -> tuple:

@@ -47,11 +47,9 @@ def _absent(file: Path, error: OSError) -> NeurostormError:
         return FileUnreadable(
             "is a link that leads back to itself", file=file, remedy="Remove it, and fetch or write the file again"
         )
-    return (
-        not_fetched(file)
-        if file.is_symlink()
-        else FileUnreadable("cannot be found", file=file, remedy="Fetch it again")
-    )
+    if file.is_symlink():
+        return not_fetched(file)
+    return FileUnreadable("cannot be found", file=file, remedy="Fetch it again")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
