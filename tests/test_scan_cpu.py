@@ -181,6 +181,22 @@ def test_huge_steps_forget_and_overflow_nothing(isa: str, step: float):
 
 
 @every_isa
+@pytest.mark.parametrize(("step", "strength"), [(100.0, 1.0), (1e9, 1e3), (1e17, 1e6)])
+def test_gradients_of_huge_steps_and_strong_decays(isa: str, step: float, strength: float):
+    values = arguments(2, 40, 20) | {"delta_bias": torch.zeros(20)}
+    values["delta"] = step * (1 + torch.rand_like(values["delta"]))
+    values["A"] = strength * values["A"]
+    found = gradients(compiled(isa).scan, values)
+    expected = gradients(load_backend("torch").scan, values, torch.float64)
+    for name in NAMES:
+        size = expected[name].abs().max().clamp(min=1e-30)
+        assert torch.isfinite(found[name]).all(), name
+        assert name == "A" or deviation(found[name] / size, expected[name] / size) < 3e-5, (
+            name
+        )  # nothing is kept: A has none
+
+
+@every_isa
 @pytest.mark.parametrize("name", ["u", "delta", "B", "C", "z"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("step", [-3.0, 3.0])

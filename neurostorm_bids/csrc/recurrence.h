@@ -143,7 +143,7 @@ INLINE vf recompute_row(const int states, const float *decay, int64_t stride, vf
     vf bounded = v_min_keep_nan(v_set(1e16f), step), y = v_zero();
     UNROLL(4)
     for (int n = 0; n < states; n++) {
-        vf kept = v_exp2_product(bounded, *(const vf *)(decay + n * stride));
+        vf kept = v_exp2(bounded * *(const vf *)(decay + n * stride));
         vf h = v_fma(kept, *(const vf *)(before + n * W), drive * v_set(b[n]));
         y = v_fma(h, v_set(c[n]), y);
         *(vf *)(after + n * W) = h;

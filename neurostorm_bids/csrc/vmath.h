@@ -69,19 +69,29 @@ INLINE void polynomials(const int count, const float *powers, const int degree, 
 }
 #define DEGREE(powers) ((int)(sizeof(powers) / sizeof(*(powers))) - 1)
 
-/* 2^(a * b) for the scan. |a * b| may be anything up to 1e19, and beyond where a result that is not finite is mended; results
- * below 2^-125 may come out as 2^-125. With 16 lanes the product is taken anew for the remainder, unrounded: an operation less. */
-INLINE vf v_exp2_product(vf a, vf b)
+/* 2^z, z may be anything up to 1e25; results below 2^-125 may come out as 2^-125 */
+INLINE vf v_exp2(vf z)
 {
     vf p;
-#if W == 16
-    vf t = v_fma(a, b, v_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = v_fms(a, b, kf);
-#else
-    vf z = v_min_keep_nan(v_set(128.0f), v_max_keep_nan(v_set(-125.0f), a * b));
-    vf t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
+#if W != 16
+    z = v_min_keep_nan(v_set(128.0f), v_max_keep_nan(v_set(-125.0f), z));
 #endif
+    vf t = z + EXP2_MAGIC, kf = t - EXP2_MAGIC, r = z - kf;
     polynomials(1, EXP2_POWERS, DEGREE(EXP2_POWERS), &r, &p);
     return exp2_scaled(p, t, kf);
+}
+
+/* 2^(a * b) for the forward scan. With 16 lanes the product is taken anew for the remainder, unrounded: an operation less. Beyond
+ * |a * b| = 1e19 that may overflow, which the scan mends by what is not finite; the backward, which does not, takes v_exp2. */
+INLINE vf v_exp2_product(vf a, vf b)
+{
+#if W == 16
+    vf t = v_fma(a, b, v_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = v_fms(a, b, kf), p;
+    polynomials(1, EXP2_POWERS, DEGREE(EXP2_POWERS), &r, &p);
+    return exp2_scaled(p, t, kf);
+#else
+    return v_exp2(a * b);
+#endif
 }
 
 #if W == 16
