@@ -33,7 +33,8 @@ struct ns_block {
 
 /* Scratch of one chunk of rows; widths in the comments. */
 typedef struct {
-    float *normed;         /* dim_stride */
+    element *normed;       /* dim_stride */
+    element *operand;      /* inner_stride or bc_stride: u, then bc, rounded if products are */
     float *u, *z, *delta;  /* inner_stride */
     float *y;              /* inner_stride */
     float *bc;             /* bc_stride: B, C, then the rank-reduced delta */
@@ -82,7 +83,7 @@ INLINE vf squares_of_row(const float *x, int whole, int rest, vf mean)
 }
 
 /* LayerNorm of up to W rows at once, so that means and variances are vectors too; a row of NULL becomes zeros */
-INLINE void normalise_few(const norm *by, int count, const float *const *x, float *out, int64_t stride)
+INLINE void normalise_few(const norm *by, int count, const float *const *x, element *out, int64_t stride)
 {
     int n = by->n, rest = n % W, whole = n - rest;
     vf sums[W], one_over_n = v_set(1.0f / (float)n);
@@ -95,17 +96,17 @@ INLINE void normalise_few(const norm *by, int count, const float *const *x, floa
     *(vf *)scale = v_set(1.0f) / v_sqrt(v_fma(v_sums(sums), one_over_n, v_set(EPSILON)));
     for (int r = 0; r < count; r++, out += stride) {
         if (!x[r]) {
-            memset(out, 0, sizeof(float) * (size_t)n);
+            memset(out, 0, sizeof(element) * (size_t)padded(n, W));
             continue;
         }
         for (int i = 0; i < n; i += W) {
             vf d = ((i < whole ? v_load(x[r] + i) : v_load_n(x[r] + i, rest)) - mean[r]) * scale[r];
-            v_store(out + i, v_fma(d, v_load(by->weight + i), v_load(by->bias + i)));
+            put(out + i, v_fma(d, v_load(by->weight + i), v_load(by->bias + i)));
         }
     }
 }
 
-static void normalise(const norm *by, int count, const float *const *x, float *out, int64_t stride)
+static void normalise(const norm *by, int count, const float *const *x, element *out, int64_t stride)
 {
     for (int r = 0; r < count; r += W)
         normalise_few(by, count - r < W ? count - r : W, x + r, out + r * stride, stride);
@@ -165,7 +166,7 @@ static void window_rows(const window_layout *w, int index, int64_t *rows) { firs
 
 /* --- steps on a chunk of rows ----------------------------------------------------------------------------------------- */
 
-static void normalise_rows(const ns_block *b, const float *tokens, const int64_t *rows, int count, float *out)
+static void normalise_rows(const ns_block *b, const float *tokens, const int64_t *rows, int count, element *out)
 {
     const float *x[MOST_ROWS];
     for (int i = 0; i < count; i++)
@@ -213,10 +214,11 @@ static void convolve(const ns_block *b, int count, float *u, float *tail)
 }
 
 /* delta = softplus(dt_proj(the rank-reduced delta)) */
-static void step_sizes(const ns_block *b, int count, const float *bc, float *delta)
+static void step_sizes(const ns_block *b, int count, rows_scratch *s)
 {
-    gemm(count, bc + 2 * b->states, b->bc_stride, &b->dt_proj, delta, b->inner_stride);
-    softplus((int64_t)count * b->inner_stride, delta);
+    const element *bc = as_operand((int64_t)count * b->bc_stride, s->bc, s->operand);
+    gemm(count, bc + 2 * b->states, b->bc_stride, &b->dt_proj, s->delta, b->inner_stride);
+    softplus((int64_t)count * b->inner_stride, s->delta);
 }
 
 /* From normalised rows to what the scan reads */
@@ -224,8 +226,9 @@ static void prepare_scan(const ns_block *b, int count, rows_scratch *s)
 {
     gemm(count, s->normed, b->dim_stride, &b->in_u, s->u, b->inner_stride);
     convolve(b, count, s->u, s->tail);
-    gemm(count, s->u, b->inner_stride, &b->x_proj, s->bc, b->bc_stride);
-    step_sizes(b, count, s->bc, s->delta);
+    const element *u = as_operand((int64_t)count * b->inner_stride, s->u, s->operand);
+    gemm(count, u, b->inner_stride, &b->x_proj, s->bc, b->bc_stride);
+    step_sizes(b, count, s);
 }
 
 static void scan_chunk(const ns_block *b, int group, int count, const rows_scratch *s, float *state)
@@ -236,14 +239,14 @@ static void scan_chunk(const ns_block *b, int group, int count, const rows_scrat
     scan_group(&b->scan, group, &rows, state);
 }
 
-/* y *= silu(z) */
-static void gate(const ns_block *b, int rows, float *y, float *z)
-{
-    int64_t n = (int64_t)rows * b->inner_stride;
-    silu(n, z);
-    for (int64_t i = 0; i < n; i += W)
-        v_store(y + i, v_load(y + i) * v_load(z + i));
-}
+/* What a product takes of another's results: GELU(x), or y * silu(x). `to` may begin where x or y does, whose values are read
+ * before narrower ones come to their place. */
+#define AS_OPERAND(at, v) put(to + (at), v)
+#define TIMES_Y(at, v) put(to + (at), v_load(y + (at)) * (v))
+DEFINE_OVER(gelu, gelus, (int64_t n, const float *x, element *to), AS_OPERAND)
+DEFINE_OVER(gate, silus, (int64_t n, const float *x, const float *y, element *to), TIMES_Y)
+#undef AS_OPERAND
+#undef TIMES_Y
 
 INLINE void add_row(int n, const float *x, const float *y, float *out)
 {
@@ -269,12 +272,13 @@ static void add_and_normalise(const ns_block *b, const float *tokens, const int6
 /* tokens[rows] += what the scan made of them, then += MLP of that */
 static void finish_rows(const ns_block *b, float *tokens, const int64_t *rows, int count, rows_scratch *s)
 {
-    gate(b, count, s->y, s->z);
-    gemm(count, s->y, b->inner_stride, &b->out_proj, s->out, b->dim_stride);
+    element *gated = (element *)s->y, *hidden = (element *)s->hidden;
+    gate((int64_t)count * b->inner_stride, s->z, s->y, gated);
+    gemm(count, gated, b->inner_stride, &b->out_proj, s->out, b->dim_stride);
     add_and_normalise(b, tokens, rows, count, s);
     gemm(count, s->normed, b->dim_stride, &b->fc1, s->hidden, b->hidden_stride);
-    gelu((int64_t)count * b->hidden_stride, s->hidden);
-    gemm(count, s->hidden, b->hidden_stride, &b->fc2, s->out, b->dim_stride);
+    gelu((int64_t)count * b->hidden_stride, s->hidden, hidden);
+    gemm(count, hidden, b->hidden_stride, &b->fc2, s->out, b->dim_stride);
     for (int i = 0; i < count; i++)
         if (rows[i] >= 0)
             add_row(b->dim, s->residual + (int64_t)i * b->dim_stride, s->out + (int64_t)i * b->dim_stride,
@@ -306,7 +310,8 @@ static float *lay_out(const ns_block *b, int rows, rows_scratch *s, float *at)
 #define TAKE(field, floats)                     \
     s->field = at;                              \
     at = at + padded((int)(floats), LINE)
-    TAKE(normed, rows * b->dim_stride);
+    s->normed = (element *)at, at += padded(rows * b->dim_stride, LINE);
+    s->operand = (element *)at, at += padded(rows * (b->inner_stride > b->bc_stride ? b->inner_stride : b->bc_stride), LINE);
     TAKE(u, rows * b->inner_stride);
     TAKE(z, rows * b->inner_stride);
     TAKE(delta, rows * b->inner_stride);
@@ -368,6 +373,7 @@ static rows_scratch rows_from(const ns_block *b, const rows_scratch *s, int from
 {
     rows_scratch part = *s;
     part.normed += (int64_t)from * b->dim_stride, part.bc += (int64_t)from * b->bc_stride;
+    part.operand += (int64_t)from * (b->inner_stride > b->bc_stride ? b->inner_stride : b->bc_stride);
     part.u += (int64_t)from * b->inner_stride, part.z += (int64_t)from * b->inner_stride;
     part.delta += (int64_t)from * b->inner_stride, part.y += (int64_t)from * b->inner_stride;
     part.hidden += (int64_t)from * b->hidden_stride;
@@ -514,6 +520,15 @@ static int pack_x_proj(matrix *to, const ns_block_weights *w)
     return done;
 }
 
+static void put_row(int n, const float *x, element *to)
+{
+    int whole = n / W * W;
+    for (int i = 0; i < whole; i += W)
+        put(to + i, v_load(x + i));
+    if (n > whole)
+        put(to + whole, v_load_n(x + whole, n - whole));
+}
+
 /* Prompt tokens come first in every window and the scan is causal: what they leave behind is the same for all windows. */
 static int pass_prompt(ns_block *b, const ns_block_weights *w)
 {
@@ -524,7 +539,7 @@ static int pass_prompt(ns_block *b, const ns_block_weights *w)
     lay_out(b, w->prompt, &s, memory);
     s.tail = b->first_tail;
     for (int i = 0; i < w->prompt; i++)
-        memcpy(s.normed + (int64_t)i * b->dim_stride, w->prompt_tokens + (int64_t)i * b->dim, sizeof(float) * (size_t)b->dim);
+        put_row(b->dim, w->prompt_tokens + (int64_t)i * b->dim, s.normed + (int64_t)i * b->dim_stride);
     prepare_scan(b, w->prompt, &s);
     for (int g = 0; g < groups_of(b); g++)
         scan_chunk(b, g, w->prompt, &s, b->first_state + (int64_t)g * b->states * W);

@@ -88,7 +88,7 @@ static void embed_line(const embed_job *job, int item, float *scratch)
         int64_t place = ((int64_t)x * grid[1] + y) * grid[2] + z;
         int64_t wide = (int64_t)patch[2] * image[3]; /* from a patch to the next along z */
         operand voxels = {in + z * wide, patch[3], job->offset, z + 1 < grid[2] ? wide : 0};
-        gemm_gather(frames, voxels, &job->linear->matrix, scratch, stride);
+        gemm_gather(frames, voxels, &job->linear->matrix, scratch, stride, scratch + (int64_t)frames * stride);
         add_embeddings(n, frames, scratch, stride, job->place ? job->place + place * n : NULL, job->time,
                        job->out + ((int64_t)clip * grid[0] * grid[1] * grid[2] + place) * frames * n);
     }
@@ -98,7 +98,8 @@ static void embed_task(void *context, int member, int members)
 {
     embed_job *job = context;
     (void)members;
-    float *scratch = team_scratch(member, sizeof(float) * (size_t)(job->grid[3] * padded(job->linear->matrix.n, LINE)));
+    const matrix *w = &job->linear->matrix;
+    float *scratch = team_scratch(member, sizeof(float) * (size_t)(job->grid[3] * padded(w->n, LINE) + gather_room(job->grid[3], w->k)));
     int item;
     if (!scratch) {
         atomic_store(&job->failed, 1);
@@ -146,7 +147,8 @@ static void merge_line(const embed_job *job, int item, float *scratch)
     const int *grid = job->grid;
     int n = job->linear->matrix.n, frames = grid[3], wide = padded(8 * job->channels, LINE);
     int y = item % grid[1], x = item / grid[1] % grid[0], clip = item / grid[1] / grid[0];
-    float *gathered = scratch, *normed = scratch + (int64_t)W * wide, *out = normed + (int64_t)frames * wide;
+    float *gathered = scratch, *out = scratch + (int64_t)(W + frames) * wide;
+    element *normed = (element *)(scratch + (int64_t)W * wide);
     for (int z = 0; z < grid[2]; z++) {
         int64_t place = ((int64_t)x * grid[1] + y) * grid[2] + z;
         for (int t = 0; t < frames; t += W) {

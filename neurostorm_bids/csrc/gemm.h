@@ -10,6 +10,16 @@
 
 #include "matrix.h"
 
+typedef float element; /* of A: gemm_bfloat16.h has another */
+INLINE void put(element *to, vf x) { v_store(to, x); }
+
+/* n floats as rows of A; `room` is for those that must be rounded first */
+static const element *as_operand(int64_t n, const float *x, element *room)
+{
+    (void)n, (void)room;
+    return x;
+}
+
 #define PAIR_STRIDE (5 * W) /* of two k: vectors of the first, of the second, and of both for the last columns */
 
 static void pack_pairs(float *out, const float *weight, int n, int k)
@@ -186,7 +196,7 @@ INLINE void gemm_any(const int gather, int m, operand x, const matrix *w, float 
     }
 }
 
-static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
+static void gemm(int m, const element *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
 {
 #if W == 16
     if (w->paired) {
@@ -197,6 +207,13 @@ static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, 
     gemm_any(0, m, (operand){.a = a, .stride = lda}, w, c, ldc);
 }
 
-static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc) { gemm_any(1, m, x, w, c, ldc); }
+/* Floats of memory that gemm_gather works in */
+static int gather_room(int m, int k) { return 0 * m * k; }
+
+static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc, float *room)
+{
+    (void)room;
+    gemm_any(1, m, x, w, c, ldc);
+}
 
 #endif

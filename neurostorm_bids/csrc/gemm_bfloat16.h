@@ -1,6 +1,6 @@
 /* gemm.h with both operands rounded to bfloat16 and sums in float32: twice as many products an instruction (AVX512_BF16).
  *
- * Pairs of k lie in 32 bits. Rows of A are rounded once, into memory kept by the thread, before the panels pass over them.
+ * Pairs of k lie in 32 bits. Whoever computes rows of A writes them rounded, so that they are stored and read once and narrow.
  */
 #ifndef NS_GEMM_BFLOAT16_H
 #define NS_GEMM_BFLOAT16_H
@@ -132,45 +132,23 @@ INLINE void gemm_rounded(const int gather, int m, rounded x, const matrix *w, fl
     }
 }
 
-/* Memory of this thread for rounded rows; NULL when there is none */
-static pair *rounding_space(size_t pairs)
+typedef uint16_t element __attribute__((may_alias)); /* of A, rounded by who writes it; rows have even lengths */
+INLINE void put(element *to, vf x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+
+/* n floats as rows of A, rounded into `room`; n is a multiple of W */
+static const element *as_operand(int64_t n, const float *x, element *room)
 {
-    static _Thread_local pair *space;
-    static _Thread_local size_t size;
-    if (size < pairs) {
-        free(space);
-        space = (pair *)aligned_floats(pairs);
-        size = space ? pairs : 0;
-    }
-    return space;
+    for (int64_t i = 0; i < n; i += W)
+        put(room + i, v_load(x + i));
+    return room;
+}
+
+static void gemm(int m, const element *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
+{
+    gemm_rounded(0, m, (rounded){.at = (const pair *)a, .row = lda / 2, .step = 1}, w, c, ldc);
 }
 
 static __mmask16 first_lanes(int count) { return (__mmask16)(count >= W ? 0xffff : count > 0 ? (1 << count) - 1 : 0); }
-
-/* Rows of k floats, rounded; each takes up whole vectors of pairs, the last filled with zeros */
-static void round_rows(int m, const float *a, int64_t lda, int k, pair *to)
-{
-    int rest = k % (2 * W);
-    __mmask16 low = first_lanes(rest), high = first_lanes(rest - W);
-    for (int i = 0; i < m; i++, a += lda) {
-        const float *from = a;
-        for (; from < a + k - rest; from += 2 * W, to += W)
-            _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + W), _mm512_loadu_ps(from)));
-        if (!rest)
-            continue;
-        __m512 lower = _mm512_maskz_loadu_ps(low, from), upper = _mm512_maskz_loadu_ps(high, from + W);
-        _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(upper, lower));
-        to += W;
-    }
-}
-
-static void gemm(int m, const float *a, int64_t lda, const matrix *w, float *c, int64_t ldc)
-{
-    int stride = padded(w->k, 2 * W) / 2;
-    pair *space = rounding_space((size_t)m * (size_t)stride);
-    round_rows(m, a, lda, w->k, space);
-    gemm_rounded(0, m, (rounded){.at = space, .row = stride, .step = 1}, w, c, ldc);
-}
 
 /* Two gathered columns of A whose rows lie side by side; the second may be missing */
 INLINE void round_columns(int m, const float *first, const float *second, __m512i interleaved, pair *to)
@@ -192,10 +170,13 @@ static __m512i interleaving(void)
     return _mm512_loadu_si512(from);
 }
 
-static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc)
+/* Floats of memory that gemm_gather works in */
+static int gather_room(int m, int k) { return (k + 1) / 2 * padded(m, W); }
+
+static void gemm_gather(int m, operand x, const matrix *w, float *c, int64_t ldc, float *room)
 {
     int pairs = (w->k + 1) / 2, row = padded(m, W);
-    pair *space = rounding_space((size_t)pairs * (size_t)row);
+    pair *space = (pair *)room;
     __m512i interleaved = interleaving();
     for (int p = 0; p < pairs; p++) {
         const float *first = x.a + x.offset[2 * p], *second = 2 * p + 1 < w->k ? x.a + x.offset[2 * p + 1] : NULL;

@@ -3,7 +3,7 @@
  * 2^z is split as 2^k * 2^(i/S) * 2^r: adding `magic` rounds z to a multiple of 1/S and leaves k * S + i in the low bits, a
  * table held in registers gives 2^(i/S), a short polynomial 2^r. S is 16 (AVX-512), 8 (AVX2) or 1. The polynomials are exactly 1
  * at r = 0 and fitted to (2^r - 1) / r: of a decay near 1 it is the distance from 1 that adds up over hundreds of rows.
- * Beside matrix products in bfloat16, whose steps are 1/256, shorter polynomials with errors of 1e-5 do.
+ * Beside matrix products in bfloat16, whose steps are 1/256, shorter polynomials do: errors of 1e-5, of decays 6e-5.
  */
 #ifndef NS_VMATH_H
 #define NS_VMATH_H
@@ -81,21 +81,40 @@ INLINE vf v_exp2(vf z)
     return exp2_scaled(p, t, kf);
 }
 
-/* 2^(a * b) for the forward scan. With 16 lanes the product is taken anew for the remainder, unrounded: an operation less. Beyond
- * |a * b| = 1e19 that may overflow, which the scan mends by what is not finite; the backward, which does not, takes v_exp2. */
+/* 2^(a * b) for the forward scan, and the same for eight lanes, bit by bit: `t` holds the rounded product and the table's index, `r`
+ * what rounding took. Beyond |a * b| = 1e19 this may overflow, which the scan mends by what is not finite; the backward, which does
+ * not, takes v_exp2. */
+#ifdef __AVX512BF16__
+/* 32 steps and a straight line: relative error up to 6e-5, up to 0.6 % of a decay's distance from 1 (a step of bfloat16: 0.8 %) */
+static const float DECAY_TABLE[32] __attribute__((aligned(64))) = {
+    1.0f, 1.02189715f, 1.04427378f, 1.0671404f, 1.09050773f, 1.11438674f, 1.13878863f, 1.16372486f,
+    1.18920712f, 1.21524736f, 1.24185781f, 1.26905096f, 1.29683955f, 1.32523664f, 1.35425555f, 1.38390988f,
+    1.41421356f, 1.44518081f, 1.47682615f, 1.50916443f, 1.54221083f, 1.57598085f, 1.61049033f, 1.64575548f,
+    1.68179283f, 1.7186193f, 1.75625216f, 1.79470908f, 1.83400809f, 1.87416763f, 1.91520656f, 1.95714412f,
+};
+INLINE vf decay_entry(vf t)
+{
+    const __m512 low = _mm512_load_ps(DECAY_TABLE), high = _mm512_load_ps(DECAY_TABLE + 16);
+    return (vf)_mm512_permutex2var_ps(low, (__m512i)t, high);
+}
 INLINE vf v_exp2_product(vf a, vf b)
 {
-#if W == 16
-    vf t = v_fma(a, b, v_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = v_fms(a, b, kf), p;
+    vf z = a * b, t = z + EXP2_MAGIC / 2, kf = t - EXP2_MAGIC / 2, r = z - kf, entry = decay_entry(t);
+    return (vf)_mm512_scalef_ps((__m512)v_fma(entry, r * 0.69314718f, entry), (__m512)kf);
+}
+INLINE vhalf h_exp2_product(vhalf a, vhalf b)
+{
+    vhalf z = a * b, t = z + EXP2_MAGIC / 2, kf = t - EXP2_MAGIC / 2, r = z - kf;
+    vhalf entry = h_low(decay_entry((vf)_mm512_castps256_ps512((__m256)t)));
+    return (vhalf)_mm256_scalef_ps((__m256)h_fma(entry, r * 0.69314718f, entry), (__m256)kf);
+}
+#elif W == 16
+INLINE vf v_exp2_product(vf a, vf b)
+{
+    vf t = v_fma(a, b, v_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = v_fms(a, b, kf), p; /* an operation less than v_exp2 */
     polynomials(1, EXP2_POWERS, DEGREE(EXP2_POWERS), &r, &p);
     return exp2_scaled(p, t, kf);
-#else
-    return v_exp2(a * b);
-#endif
 }
-
-#if W == 16
-/* the same 2^(a * b) for eight lanes, bit by bit */
 INLINE vhalf h_exp2_product(vhalf a, vhalf b)
 {
     vhalf t = h_fma(a, b, h_set(EXP2_MAGIC)), kf = t - EXP2_MAGIC, r = h_fms(a, b, kf), p = h_set(EXP2_POWERS[DEGREE(EXP2_POWERS)]);
@@ -105,6 +124,8 @@ INLINE vhalf h_exp2_product(vhalf a, vhalf b)
         p = h_fma(p, r, h_set(EXP2_POWERS[k]));
     return (vhalf)_mm256_scalef_ps((__m256)(entry * p), (__m256)kf);
 }
+#else
+INLINE vf v_exp2_product(vf a, vf b) { return v_exp2(a * b); }
 #endif
 
 /* e to the power x */
@@ -248,9 +269,9 @@ INLINE void gelus(const int count, vf *x)
     EACH x[i] = v_fma(v_abs(x[i]), e[i], x[i] * 0.5f);
 }
 
-/* x[0..n) becomes f(x[0..n)); n is a multiple of W */
-#define DEFINE_IN_PLACE(name, batch)                         \
-    static void name(int64_t n, float *x)                    \
+/* A function over x[0..n), n a multiple of W; `write(at, v)` says where values go */
+#define DEFINE_OVER(name, batch, arguments, write)           \
+    static void name arguments                               \
     {                                                        \
         int64_t at = 0;                                      \
         for (; at + BATCH * W <= n; at += BATCH * W) {       \
@@ -258,19 +279,19 @@ INLINE void gelus(const int count, vf *x)
             const int count = BATCH;                         \
             EACH v[i] = v_load(x + at + i * W);              \
             batch(BATCH, v);                                 \
-            EACH v_store(x + at + i * W, v[i]);              \
+            EACH write(at + i * W, v[i]);                    \
         }                                                    \
         for (; at < n; at += W) {                            \
             vf v = v_load(x + at);                           \
             batch(1, &v);                                    \
-            v_store(x + at, v);                              \
+            write(at, v);                                    \
         }                                                    \
     }
-DEFINE_IN_PLACE(exponential, exps)
-DEFINE_IN_PLACE(silu, silus)
-DEFINE_IN_PLACE(sigmoid, sigmoids)
-DEFINE_IN_PLACE(softplus, softpluses)
-DEFINE_IN_PLACE(gelu, gelus)
-#undef DEFINE_IN_PLACE
+#define IN_PLACE(at, v) v_store(x + (at), v)
+DEFINE_OVER(exponential, exps, (int64_t n, float *x), IN_PLACE)
+DEFINE_OVER(silu, silus, (int64_t n, float *x), IN_PLACE)
+DEFINE_OVER(sigmoid, sigmoids, (int64_t n, float *x), IN_PLACE)
+DEFINE_OVER(softplus, softpluses, (int64_t n, float *x), IN_PLACE)
+#undef IN_PLACE
 
 #endif
