@@ -198,7 +198,8 @@ def test_bfloat16_products_cost_the_third_digit(variant: str):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_voxel_spreads_as_far_beside_bfloat16_products(bad: float, c: int):
     block = disturbed(Block(replace(SMALL, embed_dim=c, prompt_len=3), c, (2, 2, 2, 4), shifted=True))
-    x = torch.randn(1, 5, 4, 4, 8, c, generator=torch.Generator().manual_seed(c))  # an axis that windows do not divide: padding is an operand too
+    # windows do not divide the first axis: padding is an operand too
+    x = torch.randn(1, 5, 4, 4, 8, c, generator=torch.Generator().manual_seed(c))
     x[0, 1, 2, 3, 4, 5] = bad
     y, expected = compiled(library.BFLOAT16).block(block, x), in_double(block, x)
     assert torch.equal(torch.isnan(y), torch.isnan(expected))
