@@ -146,13 +146,17 @@ FAMILIES: dict[str, tuple[Family, float | None]] = {
 N_FRESH = 4000
 
 
-def coverage(n_evaluations: int, names: Sequence[str], sizes: Sequence[int]) -> None:
+def coverage(numbers: range, names: Sequence[str], sizes: Sequence[int]) -> None:
     """Coverage of the 95 % intervals, in percent: of each metric, and of its difference from half of the features."""
-    print(f"{n_evaluations} evaluations each: 1 SD of the simulation is {error_of(0.95, n_evaluations):.1f} at 95 %")
+    n_evaluations = len(numbers)
+    print(
+        f"{n_evaluations} evaluations each, seeds from {numbers.start}: "
+        f"1 SD of the simulation is {error_of(0.95, n_evaluations):.1f} at 95 %"
+    )
     shown = None
     for name in names:
         for n in sizes:
-            hits, truth = hits_of(name, n, n_evaluations)
+            hits, truth = hits_of(name, n, numbers)
             metrics = [metric for metric in truth if metric in hits]
             if metrics != shown:
                 cells = " | ".join(f"{metric} (difference)" for metric in metrics)
@@ -171,12 +175,12 @@ def _percent(hits: Sequence[bool]) -> str:
     return f"{100 * np.mean(hits):.1f}" if hits else "n/a"
 
 
-def hits_of(name: str, n: int, n_evaluations: int) -> tuple[dict[str, list[bool]], dict[str, list[float]]]:
+def hits_of(name: str, n: int, numbers: range) -> tuple[dict[str, list[bool]], dict[str, list[float]]]:
     """Of each metric, whether intervals covered the truth, and that truth."""
     family, threshold = FAMILIES[name]
     hits: dict[str, list[bool]] = {}
     truths: dict[str, list[float]] = {}
-    for number in range(n_evaluations):
+    for number in numbers:
         x, values = family(n + N_FRESH, np.random.default_rng([number, n]))
         y = values if threshold is None else (values > threshold).astype(int)
         found, truth = covered(x, y, n, () if threshold is None else ("a", "b"), number)
@@ -348,13 +352,14 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200, help="evaluations; permutations of speed, tangent (default 200)")
     parser.add_argument("--family", nargs="+", default=list(FAMILIES), choices=list(FAMILIES), help="of coverage")
     parser.add_argument("--people", nargs="+", type=int, default=[60, 200], help="of coverage (default 60 200)")
+    parser.add_argument("--seed", type=int, default=0, help="first of coverage's seeds, one an evaluation (default 0)")
     parser.add_argument("--learner", nargs="+", default=list(LEARNERS), choices=list(LEARNERS), help="of speed")
     parser.add_argument("--repeats", type=int, default=5, help="of tangent (default 5)")
     arguments = parser.parse_args()
     if arguments.what in runs:
         runs[arguments.what](arguments.n)
     elif arguments.what == "coverage":
-        coverage(arguments.n, arguments.family, arguments.people)
+        coverage(range(arguments.seed, arguments.seed + arguments.n), arguments.family, arguments.people)
     elif arguments.what == "tangent":
         tangent(arguments.n, arguments.repeats)
     else:

@@ -12,7 +12,16 @@ from sklearn.preprocessing import StandardScaler
 
 from neurostorm_bids.errors import EvaluationImpossible, SplitImpossible
 from neurostorm_bids.evaluate_tuned import _assumed
-from neurostorm_bids.evaluation.intervals import N_REFITS, resamples, widening_of
+from neurostorm_bids.evaluation.intervals import (
+    N_REFITS,
+    Z,
+    percentile,
+    precision_interval,
+    r2_interval,
+    resamples,
+    score_interval,
+    widening_of,
+)
 from neurostorm_bids.evaluation.learning import Features, cross_validate, each_repeat
 from neurostorm_bids.evaluation.logistic import nested_logistic
 from neurostorm_bids.evaluation.metrics import COUNTED
@@ -27,7 +36,7 @@ from neurostorm_bids.evaluation.ridge import (
     nested_ridge_classifier,
 )
 from neurostorm_bids.evaluation.statements import statements
-from neurostorm_bids.evaluation.summary import by_repeat, over_repeats, summarise
+from neurostorm_bids.evaluation.summary import by_repeat, independent, over_repeats, summarise
 
 
 def problem_of(values: np.ndarray, *, classes: tuple[str, ...] = (), families=None) -> Problem:
@@ -318,6 +327,77 @@ def test_few_people_have_wider_intervals_and_none_an_undefined_one():
     assert widening_of(ends, np.zeros(0), 10, 0.5) == pytest.approx(np.sqrt(10 / 9) * 2.2622 / 1.96, rel=1e-4)
     assert widening_of(ends, np.full(2, np.nan), 10**9, 0.5) == pytest.approx(1.0)
     assert widening_of(np.ones(5), ends, 10, 0.5) == widening_of(np.full(5, np.nan), ends, 10, 0.5) == 1.0
+
+
+def test_the_interval_of_r2_has_no_longer_side_on_the_scale_of_its_logarithm():
+    scattered = 1 - np.exp(0.1 * np.tile([-1.0, 1.0], 50))  # log(1 - R2) has an SD of 0.1
+    interval = r2_interval(0.5, scattered, 2.0, 20)
+    assert np.log(1 - interval.low) == pytest.approx(np.log(0.5 * 0.95) + 0.2 * Z)
+    assert np.log(1 - interval.high) == pytest.approx(np.log(0.5 * 0.95) - 0.2 * Z)
+    some = np.concatenate([scattered, [1.0, np.nan]])  # of which the logarithm is not defined
+    assert r2_interval(0.5, some, 2.0, 20) == interval
+    for value, undefined in ((1.0, scattered), (0.5, np.full(9, 0.5)), (0.5, np.r_[scattered, np.full(101, np.nan)])):
+        assert np.isnan(r2_interval(value, undefined, 1.0, 20).low)
+
+
+def test_the_interval_of_the_auprc_has_no_longer_side_in_log_odds():
+    interval = precision_interval(0.8, 0.05, 12)
+    assert interval.low / (1 - interval.low) == pytest.approx(4 * np.exp(-Z * 0.05 / 0.16))
+    assert interval.high / (1 - interval.high) == pytest.approx(4 * np.exp(Z * 0.05 / 0.16))
+    for value, spread in ((1.0, 0.05), (0.0, 0.05), (0.8, 0.0)):
+        assert precision_interval(value, spread, 12) == score_interval(value, spread, 12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "values", "counted"),
+    [
+        (("a", "b"), np.repeat([0, 1], [48, 12]), 6),
+        (("a", "b"), np.repeat([0, 1], [12, 48]), 24),
+        (("a", "b", "c"), np.repeat([0, 1, 2], [8, 20, 32]), 4),
+        (("a", "b", "c"), np.repeat([0, 1], [20, 40]), 10),  # nobody is of the third
+        (("a", "b"), np.repeat([0, 1], [58, 2]), 2),  # no fewer: one has no spread
+    ],
+)
+def test_the_auprc_counts_the_families_of_its_class(classes, values, counted):
+    problem = problem_of(values, classes=classes, families=[f"f{i // 2}" for i in range(60)])
+    assert independent(problem, "auprc") == counted
+    assert independent(problem, "auroc") == 30
+
+
+def test_the_auprc_and_differences_of_it_have_students_quantile_of_the_class():
+    rng = np.random.default_rng(19)
+    y = (np.arange(60) < 12).astype(int)
+    problem = problem_of(y, classes=("a", "b"))
+    folds, weights = plan_folds(problem, repeats=1), resamples(problem, 500, seed=0)
+    outcomes = {
+        name: cross_validate(
+            problem, Features.fixed(name, name, y[:, None] + rng.normal(size=(60, 3))), folds, np.zeros((60, 0), int)
+        )
+        for name in ("m", "other")
+    }
+    summary = summarise(problem, outcomes, ["m"], weights)
+    tested = {name: over_repeats(problem, outcome, weights)["auprc"] for name, outcome in outcomes.items()}
+    widening = widening_of(tested["m"], np.zeros(0), 12, 0.5)
+    row = summary.row("m", "auprc")
+    assert row.interval == precision_interval(row.value, float(np.std(tested["m"])) * widening, 12)
+    difference = summary.difference("m", "other", "auprc")
+    assert difference is not None and difference.interval == percentile(tested["m"] - tested["other"], widening)
+
+
+def test_differences_of_r2_are_without_the_bias_of_a_samples_own_mean():
+    rng = np.random.default_rng(20)
+    problem = problem_of(rng.normal(size=20))
+    folds, weights = plan_folds(problem, repeats=1), resamples(problem, 500, seed=0)
+    good = problem.values[:, None] + 0.5 * rng.normal(size=(20, 1))
+    outcomes = {
+        name: cross_validate(problem, Features.fixed(name, name, of), folds, np.zeros((20, 0), int))
+        for name, of in {"m": good, "other": rng.normal(size=(20, 1))}.items()
+    }
+    tested = np.subtract(*(over_repeats(problem, outcome, weights)["r2"] for outcome in outcomes.values()))
+    expected = percentile(tested * (19 / 20) ** 2, widening_of(tested, np.zeros(0), 20, 0.5))
+    difference = summarise(problem, outcomes, ["m"], weights).difference("m", "other", "r2")
+    assert difference is not None and difference.interval.low == pytest.approx(expected.low)
+    assert difference.interval.high == pytest.approx(expected.high) and expected.low > 0
 
 
 def test_what_no_interval_covers_has_none():

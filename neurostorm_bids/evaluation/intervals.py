@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 from neurostorm_bids.evaluation.problem import Problem
 
@@ -22,6 +22,9 @@ class Interval:
     high: float
 
 
+NONE = Interval(float("nan"), float("nan"))
+
+
 def resamples(problem: Problem, n: int, seed: int) -> np.ndarray:
     """How often each row counts in each resample of families.  # (n, rows)"""
     rng = np.random.default_rng([seed, 99])
@@ -36,10 +39,58 @@ def percentile(values: np.ndarray, widening: float = 1.0) -> Interval:
     There is none where all resamples agree (every decision right, say): a width of 0 would cover nothing.
     """
     known = values[~np.isnan(values)]
-    if len(known) < 0.5 * len(values) or not len(known) or np.ptp(known) <= 1e-12 * np.abs(known).max():
-        return Interval(float("nan"), float("nan"))
+    if _tell_nothing(known, len(values)):
+        return NONE
     low, middle, high = np.quantile(known, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
     return Interval(float(middle + widening * (low - middle)), float(middle + widening * (high - middle)))
+
+
+def _tell_nothing(known: np.ndarray, n: int) -> bool:
+    """Whether most of n resamples have no value, or all have the same."""
+    return len(known) < 0.5 * n or not len(known) or bool(np.ptp(known) <= 1e-12 * np.abs(known).max())
+
+
+def r2_interval(value: float, resampled: np.ndarray, widening: float, n: int) -> Interval:
+    """A 95 % interval of R2, symmetric for the logarithm of the ratio of two sums of squares that 1 - R2 is.
+
+    R2 ends at 1 and has no least value, so that resamples scatter further down than up. Percentiles have their longer
+    side where resamples have it, below; yet it is a value far below what the models reach that asks for a longer side,
+    above: what they miss lies above them. The logarithm of a ratio has no longer side to speak of. Squares about the
+    sample's own mean are too small by 1 / n, which is corrected for.
+
+    Parameters
+    ----------
+    value : float
+    resampled : ndarray of shape (b,)
+        R2 over resampled test rows.
+    widening : float
+        `widening_of` these.
+    n : int
+        Independent rows.
+    """
+    known = resampled[resampled < 1]
+    if _tell_nothing(known, len(resampled)) or not value < 1:
+        return NONE
+    middle = np.log((1 - value) * (1 - 1 / n))
+    half = Z * widening * np.std(np.log(1 - known))
+    return Interval(float(1 - np.exp(middle + half)), float(1 - np.exp(middle - half)))
+
+
+def precision_interval(value: float, spread: float, n: int) -> Interval:
+    """A 95 % interval of the AUPRC, symmetric for its log odds (Boyd 2013).
+
+    Parameters
+    ----------
+    value : float
+    spread : float
+        Standard error.
+    n : int
+        Independent rows of the class, for an AUPRC of 0 or 1: then a score interval.
+    """
+    if not (0 < value < 1 and spread > 1e-9):
+        return score_interval(value, spread, n)
+    half = Z * spread / (value * (1 - value))
+    return Interval(float(expit(logit(value) - half)), float(expit(logit(value) + half)))
 
 
 def score_interval(value: float, spread: float, n: int) -> Interval:

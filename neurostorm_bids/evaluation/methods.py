@@ -14,6 +14,8 @@ REFERENCES = """
 - Abraham A, et al. Machine learning for neuroimaging with scikit-learn. Front Neuroinform 8:14 (2014).
 - Bates S, Hastie T, Tibshirani R. Cross-validation: what does it estimate and how well does it do it? J Am Stat Assoc
   119:1434-1445 (2024).
+- Boyd K, Eng KH, Page CD. Area under the precision-recall curve: point estimates and confidence intervals. In: Machine
+  Learning and Knowledge Discovery in Databases (ECML PKDD), 451-466. Springer (2013).
 - Cole JH, et al. Brain age predicts mortality. Mol Psychiatry 23:1385-1392 (2018).
 - Efron B, Tibshirani RJ. An Introduction to the Bootstrap. Chapman & Hall (1993).
 - He T, et al. Deep neural networks and kernel regression achieve comparable accuracies for functional connectivity
@@ -120,8 +122,9 @@ def _of_intervals(design: Mapping[str, Any]) -> str:
         f"95 % intervals rest on {design['Resamples']} bootstrap resamples of {people} (Efron & Tibshirani 1993), "
         f"widened, since training sets overlap with test sets (Bates 2024), by what {n_refits} of them change by both "
         "training and testing all models (after bootstrap case cross-validation, Jiang 2008), penalties chosen anew: "
-        "percentiles about their median with Student's quantile (Hesterberg 2015), and score intervals of that spread "
-        "(Wilson 1927) for what lies between 0 and 1. The SD over repeats is no interval."
+        "percentiles about their median with Student's quantile (Hesterberg 2015); intervals of that spread that are "
+        "symmetric for log(1 - R2) and for the log odds of the AUPRC (Boyd 2013); and score intervals of it (Wilson "
+        "1927) for what else lies between 0 and 1. The SD over repeats is no interval."
     )
 
 

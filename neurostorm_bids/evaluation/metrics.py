@@ -186,7 +186,7 @@ def classification_scores(
     occurred = np.eye(n_classes)[y]  # (n, k)
     right = (decided == y).astype(float)
     recalls = _ratio(w @ (occurred * right[:, None]), w @ occurred)  # (b, k)
-    scored = range(n_classes) if n_classes > 2 else (1,)
+    scored = scored_classes(n_classes)
     parts = [slice(None)] if fold is None else [fold == name for name in np.unique(fold)]
     levelled = probabilities
     if shares is not None:
@@ -200,6 +200,11 @@ def classification_scores(
         "brier": w @ squares / w.sum(axis=1),
         "ece": calibration_error(y, probabilities, w),
     }
+
+
+def scored_classes(n_classes: int) -> Sequence[int]:
+    """The classes that AUROC and AUPRC are means over: all, of two the second."""
+    return range(n_classes) if n_classes > 2 else (1,)
 
 
 def _log_odds(shares: np.ndarray) -> np.ndarray:

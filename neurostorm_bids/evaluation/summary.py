@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neurostorm_bids.evaluation.intervals import Interval, percentile, score_interval, widening_of
+from neurostorm_bids.evaluation.intervals import (
+    NONE,
+    Interval,
+    percentile,
+    precision_interval,
+    r2_interval,
+    score_interval,
+    widening_of,
+)
 from neurostorm_bids.evaluation.learning import Outcome, each_repeat
 from neurostorm_bids.evaluation.metrics import (
     COUNTED,
@@ -18,9 +26,12 @@ from neurostorm_bids.evaluation.metrics import (
     WITHOUT_INTERVAL,
     Scores,
     metrics_of,
+    scored_classes,
 )
 from neurostorm_bids.evaluation.permutation import p_value
 from neurostorm_bids.evaluation.problem import Problem
+
+NOBODY = np.zeros(0)  # where nothing was trained again
 
 
 @dataclass(frozen=True)
@@ -84,26 +95,23 @@ def summarise(problem: Problem, outcomes: Mapping[str, Outcome], models: Sequenc
     weights : ndarray of shape (b, n)
         Resamples (`intervals.resamples`), the same for all: differences are paired.
     """
-    n = len(set(problem.families))
+    n = {metric: independent(problem, metric) for metric in metrics_of(problem.kind)}
     observed = {name: by_repeat(problem, outcome) for name, outcome in outcomes.items()}
-    resampled = {name: _unbiased(over_repeats(problem, outcome, weights), n) for name, outcome in outcomes.items()}
+    resampled = {name: over_repeats(problem, outcome, weights) for name, outcome in outcomes.items()}
     jointly = {name: outcome.interaction for name, outcome in outcomes.items()}
     rows, differences = [], []
     for name, outcome in outcomes.items():
         for metric in metrics_of(problem.kind):
-            interval = _interval(metric, resampled[name], jointly[name], n)
-            if metric in SHARES:
-                widening = _widening(metric, resampled[name], jointly[name], n)
-                spread = float(np.nanstd(resampled[name][metric])) * widening
-                interval = score_interval(float(observed[name][metric].mean()), spread, n)
+            value = float(observed[name][metric].mean())
+            interval = _of_metric(metric, value, resampled[name][metric], jointly[name].get(metric, NOBODY), n[metric])
             rows.append(_row(name, metric, observed[name][metric], interval, outcome.permuted))
     known = {(row.features, row.metric): row for row in rows}
     for model in models:
         for name in (name for name in outcomes if name != model):
             for metric in metrics_of(problem.kind):
                 value = float(observed[model][metric].mean() - observed[name][metric].mean())
-                tested, both = (_difference(of[model], of[name]) for of in (resampled, jointly))
-                interval = _interval(metric, tested, both, n)
+                tested, both = (_difference(of[model], of[name], metric) for of in (resampled, jointly))
+                interval = _of_difference(metric, tested, both, n[metric])
                 if metric in SHARES and np.isnan(interval.low) and abs(value) > ROUNDING:
                     interval = _between_shares(known[model, metric], known[name, metric])
                 differences.append(Difference(model, name, metric, value, interval))
@@ -122,31 +130,46 @@ def over_repeats(problem: Problem, outcome: Outcome, weights: np.ndarray) -> Sco
     return {metric: np.mean([scores[metric] for scores in each], axis=0) for metric in metrics_of(problem.kind)}
 
 
-def _unbiased(scores: Scores, n: int) -> Scores:
-    """Resampled R2 without the bias of small samples.
+def independent(problem: Problem, metric: str) -> int:
+    """How many families a metric counts: all, of the AUPRC those of the class (of several, of the smallest).
 
-    Squares about a sample's own mean are too small by 1 / n, once for the sample and once more for its resample. It
-    matters where little is predicted: intervals of R2 would lie below what such features reach on fresh people.
+    The AUPRC is a mean over the rows of a class, whose number is the size of its sample (Boyd 2013).
     """
-    if "r2" not in scores:
-        return scores
-    return {**scores, "r2": 1 - (1 - scores["r2"]) * (1 - 1 / n) ** 2}
+    families = np.array(problem.families)
+    if metric != "auprc":
+        return len(set(problem.families))
+    of_classes = (len(set(families[problem.values == k])) for k in scored_classes(len(problem.classes)))
+    return max(2, min(number for number in of_classes if number))
 
 
-def _difference(one: Scores, other: Scores) -> Scores:
-    """Metric by metric, paired; empty where one of the two was not trained again."""
-    return {metric: one[metric] - other[metric] for metric in one if metric in other}
+def _difference(one: Scores, other: Scores, metric: str) -> np.ndarray:
+    """A metric of one less that of the other, paired; empty where one of the two was not trained again."""
+    return one[metric] - other[metric] if metric in one and metric in other else NOBODY
 
 
-def _interval(metric: str, resampled: Scores, jointly: Scores, n: int) -> Interval:
-    """The interval of a metric or a difference; none where no interval is known to cover."""
+def _of_metric(metric: str, value: float, tested: np.ndarray, jointly: np.ndarray, n: int) -> Interval:
+    """The interval of a metric; none where no interval is known to cover."""
     if metric in WITHOUT_INTERVAL:
-        return Interval(float("nan"), float("nan"))
-    return percentile(resampled[metric], _widening(metric, resampled, jointly, n))
+        return NONE
+    widening = widening_of(tested, jointly, n, COUNTED.get(metric, 0.5))
+    if metric == "r2":
+        return r2_interval(value, tested, widening, n)
+    if metric in SHARES:
+        of_share = precision_interval if metric == "auprc" else score_interval
+        return of_share(value, float(np.nanstd(tested)) * widening, n)
+    return percentile(tested, widening)
 
 
-def _widening(metric: str, resampled: Scores, jointly: Scores, n: int) -> float:
-    return widening_of(resampled[metric], jointly.get(metric, np.zeros(0)), n, COUNTED.get(metric, 0.5))
+def _of_difference(metric: str, tested: np.ndarray, jointly: np.ndarray, n: int) -> Interval:
+    """The interval of a paired difference; none where no interval is known to cover.
+
+    Squares about a sample's own mean are too small by 1 / n, once for the sample and once more for its resample:
+    differences of R2, which divide by them, are too large by as much.
+    """
+    if metric in WITHOUT_INTERVAL:
+        return NONE
+    unbiased = tested * (1 - 1 / n) ** 2 if metric == "r2" else tested
+    return percentile(unbiased, widening_of(tested, jointly, n, COUNTED.get(metric, 0.5)))
 
 
 def _between_shares(one: MetricRow, other: MetricRow) -> Interval:
