@@ -151,7 +151,7 @@ def test_workflows_call_scripts_that_are_there():
     called = {name for path in WORKFLOWS for run in steps(path) for name in re.findall(r"\.ci/(\w+)", run)}
     scripts = {path.name for path in (ROOT / ".ci").iterdir() if os.access(path, os.X_OK) and path.is_file()}
     assert called <= scripts
-    wanted = "run ddp release containers apptainer slurm docs sanitizers aarch64 campaigns sbom"
+    wanted = "run ddp release containers apptainer slurm docs sanitizers aarch64 campaigns sbom audit"
     assert called >= set(wanted.split())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from fmriprep_tree import AFFINE, SHAPE, write_dataset, write_run
+from packaging.version import Version
 
 import neurostorm_bids
 from neurostorm_bids.cli import main
@@ -25,6 +28,7 @@ from neurostorm_bids.space.nifti import open_series
 from neurostorm_bids.training.checkpoints import resume_point
 
 PACKAGE = Path(neurostorm_bids.__file__).parent
+ROOT = Path(__file__).parents[1]
 UNPICKLED = {"workflow.py"}  # tasks that the same call stored in its own new folder
 
 
@@ -246,18 +250,75 @@ def test_a_point_of_resume_runs_nothing(tmp_path, monkeypatch):
 def test_every_package_of_the_image_is_locked_by_hash():
     import tomllib
 
-    root = Path(__file__).parents[1]
     locked: dict[str, str] = {}
-    for block in (root / "requirements.lock").read_text().replace("\\\n", " ").splitlines():
+    for block in (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines():
         if block and not block.startswith("#"):
             pinned, *hashes = block.split()
             name, _, version = pinned.partition("==")
             assert version and hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
             locked[name] = version
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {re.split(r"[<>=\[; ]", line)[0].lower() for line in project["dependencies"]} - {"torch"}
     assert wanted <= locked.keys(), "run scripts/lock_requirements.sh"
-    lines = (root / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
     tested = dict(line.lower().split(";")[0].strip().split("==") for line in lines if "==" in line)
-    assert {name: tested[name] for name in wanted} == {name: locked[name] for name in wanted}
-    assert "--require-hashes --no-deps -r requirements.lock" in (root / "Dockerfile").read_text()
+    assert {name: tested.get(name) for name in locked} == locked, "run scripts/lock_requirements.sh"
+    assert "--require-hashes --no-deps -r requirements.lock" in (ROOT / "Dockerfile").read_text()
+
+
+def audit():
+    """``scripts/audit_requirements.py``; what it needs of pip-audit is imported when it is called."""
+    spec = importlib.util.spec_from_file_location("audit_requirements", ROOT / "scripts/audit_requirements.py")
+    assert spec and spec.loader
+    sys.modules["audit_requirements"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Index:
+    """A package index that has answers for projects, and for the versions that are listed."""
+
+    def __init__(self, newest: str, versions: tuple[str, ...] = ()):
+        self.newest, self.versions = newest, versions
+
+    def get(self, url: str, timeout: int) -> SimpleNamespace:
+        *_, name, version = url.removesuffix("/json").split("/")
+        version = self.newest if name == "pypi" else version
+        there = name == "pypi" or version in self.versions
+        return SimpleNamespace(status_code=200 if there else 404, json=lambda: {"info": {"version": version}})
+
+
+@pytest.mark.parametrize(
+    ("index", "said_of"),
+    [
+        (Index("2.0", versions=("1.0", "2.0")), "1.0"),  # the version itself
+        (Index("1.0"), "1.0"),  # the project, whose newest version it is
+        (Index("1.0.0"), "1.0"),  # the same version, written otherwise
+        (Index("2.0"), None),  # a sound newest version says nothing of an older one
+        (Index("1.0.post1"), None),
+    ],
+)
+def test_what_is_known_of_another_version_is_not_taken(index: Index, said_of: str | None):
+    answer = audit().NewestToo(index).get(url="https://index.example/pypi/package/1.0/json", timeout=1)
+    assert (answer.status_code == 200) == (said_of is not None)
+    assert said_of is None or Version(answer.json()["info"]["version"]) == Version(said_of)
+
+
+def test_what_could_not_be_audited_is_told_and_not_counted_as_sound():
+    module = audit()
+    sound, old, bad = module.Pin("a 1", ()), module.Pin("b", None), module.Pin("c 1", ("PYSEC-1",))
+    assert module.told("lock", [sound, old, bad]) == [
+        "lock: 2 of 3 audited, 1 vulnerabilities",
+        "  c 1: PYSEC-1",
+        "  not audited: b",
+    ]
+    assert [module.status(pins, whole=False) for pins in ([sound], [sound, old], [sound, bad])] == [0, 0, 1]
+    assert module.status([sound, old], whole=True) == 1
+
+
+def test_an_audit_that_finds_nothing_against_a_vulnerable_package_is_not_believed(monkeypatch, tmp_path, capsys):
+    module = audit()
+    monkeypatch.setattr(module, "audited", lambda file, folder: [module.Pin(file.read_text().strip(), ())])
+    (tmp_path / "lock").write_text("a==1\n")
+    assert module.main([str(tmp_path / "lock")]) == 2
+    assert "cannot be relied on" in capsys.readouterr().out
