@@ -1,8 +1,9 @@
 """Mutation testing: what of the package can be changed without a test that notices.
 
 mutmut (``pip install mutmut``) changes one thing at a time in the functions of a group and runs, in a fork, the tests
-that call the function. ``--folder`` keeps what was found: a later call goes on from there, and with ``--again`` tries
-what survived once more, say after tests were added. ``--share`` takes a part: of each function the mutants whose
+that call the function, the nearest to it first; ``--tests`` bounds their number, so that fewer mutants are noticed.
+``--folder`` keeps what was found: a later call goes on from there, and with ``--again`` tries what survived once more,
+say after tests were added, or with all of them. ``--share`` takes a part: of each function the mutants whose
 numbers end with digits that a seed draws; a larger share with the same seed holds the smaller one. Every survivor is
 written to ``FOLDER/GROUP.survivors`` with what was changed. Counted apart is *wording*: a change in nothing but the
 letters of an error's message.
@@ -29,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from campaigns.mutation_tests import LIMIT
 from campaigns.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=1, help="mutants that are tried at the same time (default 1)")
     parser.add_argument("--share", type=float, default=1.0, help="of the mutants, in tenths (default 1.0)")
     parser.add_argument("--seed", type=int, default=1, help="that draws the share (default 1)")
+    parser.add_argument("--tests", type=int, help="at most for a mutant, the nearest to it (default all that call it)")
     parser.add_argument("--again", action="store_true", help="try what survived or took too long once more")
     parser.add_argument("--least", type=float, default=LEAST_PERCENT, help=f"percent (default {LEAST_PERCENT})")
     return parser
@@ -167,7 +170,7 @@ def _lay_out(group: Group, folder: Path) -> None:
         "source_paths": ["neurostorm_bids"],
         "only_mutate": [f"neurostorm_bids/{source}" for source in group.sources],
         "pytest_add_cli_args_test_selection": [f"tests/{path.name}" for path in tests],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:xdist"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "campaigns.mutation_tests"],
         "also_copy": [name for name in COPIED if (ROOT / name).exists()],
         # forks come from a process in which no test ran: nothing that the sound code computed is kept in them
         "process_isolation": "forkserver",
@@ -185,6 +188,7 @@ def _mutmut(folder: Path, names: Sequence[str], options: argparse.Namespace) -> 
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
         "NEUROSTORM_SHARED": os.environ.get("NEUROSTORM_SHARED", str(ROOT.parent / "shared")),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+        LIMIT: str(options.tests or ""),
     }
     environment.pop("PYTHONPATH", None)  # the package is to be imported from the copy
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(options.processes), *names]

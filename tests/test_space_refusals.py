@@ -283,6 +283,43 @@ def test_nothing_is_read_from_another_file(tmp_path: Path):
         )
 
 
+@pytest.mark.parametrize("stated", [np.bytes_("A" * 2000), np.array([b"AffineTransform_double_3_3"] * 2)])
+def test_a_name_that_is_long_or_not_one_is_refused_before_it_is_read(tmp_path: Path, stated):
+    path = linear(tmp_path / "x.h5", None)
+    with h5py.File(path, "r+") as file:
+        group = file["TransformGroup/0"]
+        del group["TransformType"]
+        group["TransformType"] = stated
+    with pytest.raises(TransformUnreadable, match="TransformType is no name") as caught:
+        read_transform(path)
+    assert caught.value.file == path
+
+
+@pytest.mark.parametrize("name", ["TransformParameters", "TransformFixedParameters"])
+def test_parameters_without_values_are_counted_as_none(tmp_path: Path, name: str):
+    path = linear(tmp_path / "x.h5", None)
+    with h5py.File(path, "r+") as file:
+        group = file["TransformGroup/0"]
+        del group[name]
+        group[name] = h5py.Empty("f8")
+    n_parameters, n_fixed = (0, 3) if name == "TransformParameters" else (12, 0)
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(path)
+    assert caught.value.fault == f"AffineTransform has {n_parameters} parameters and {n_fixed} fixed ones"
+
+
+@pytest.mark.parametrize(
+    ("entries", "n_parameters", "n_fixed"),
+    [("FixedParameters: 0 0 0", 0, 3), ("Parameters: 1 0 0 0 1 0 0 0 1 0 0 0", 12, 0)],
+)
+def test_a_text_without_an_entry_has_none_of_its_numbers(tmp_path: Path, entries: str, n_parameters: int, n_fixed: int):
+    path = tmp_path / "x.txt"
+    path.write_text(f"#Insight Transform File V1.0\nTransform: AffineTransform_double_3_3\n{entries}\n")
+    with pytest.raises(TransformUnreadable) as caught:
+        read_transform(path)
+    assert caught.value.fault == f"AffineTransform has {n_parameters} parameters and {n_fixed} fixed ones"
+
+
 def test_a_text_is_read_up_to_its_largest_size(tmp_path: Path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_text(

@@ -117,8 +117,13 @@ def test_lattice_before_affine_before_transforms(tmp_path: Path, image):
 
 
 def test_of_two_resolutions_the_nearer_is_taken(image):
-    near, far = image(SIX, zoom=4.5, folder="a"), image(SIX, zoom=3, folder="b")
+    near, far = image(SIX, zoom=4.5, folder="b"), image(SIX, zoom=3, folder="a")  # by its path it would come second
     assert choose_route(run_of(far, near), SMALL).image == near
+
+
+def test_transforms_there_and_back_lead_on(image):
+    own = (moves("T1w", NINE), moves(NINE, "T1w"), moves("T1w", SIX))
+    assert hops(choose_route(run_of(image("T1w"), transforms=own), SMALL)) == [("T1w", SIX, "own")]
 
 
 def test_native_before_t1w(image):
@@ -246,6 +251,15 @@ def test_forced_routes(image, cached: Path):
     assert "forced" in forced["affine"].why
     with pytest.raises(NoRoute, match="--normalization lattice"):
         choose_route(run, SMALL, normalization="lattice")
+
+
+def test_an_image_on_the_lattice_by_its_affine_is_interpolated_and_said_to_be(tmp_path: Path):
+    path = write_image(tmp_path / "grid_bold.nii.gz", np.ones((*SMALL.shape, 2)), SMALL.matrix)
+    run = run_of(BoldImage(path, SIX, resolution="2"))
+    steps = {name: choose_route(run, SMALL, normalization=name).steps for name in ("auto", "affine")}
+    assert steps["auto"][-1] == "placed on the grid voxel by voxel, no interpolation"
+    assert steps["affine"] == (f"grid_bold.nii.gz ({SIX} res-2)", "one linear interpolation by affine")
+    assert choose_route(run, SMALL, normalization="affine").kind == "affine"
 
 
 def test_forced_transform_without_the_file_is_an_error(image, templateflow: Path):

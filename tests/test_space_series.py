@@ -29,7 +29,7 @@ from space_phantoms import (
     write_transform,
 )
 
-from neurostorm_bids.errors import ConstantSeries, DemeanedSeries, MaskUnusable, NonFiniteVoxels
+from neurostorm_bids.errors import AffineContradictory, ConstantSeries, DemeanedSeries, MaskUnusable, NonFiniteVoxels
 from neurostorm_bids.inputs.runs import BoldImage, TransformFile
 from neurostorm_bids.space import NEUROSTORM_2MM, Grid, choose_route, to_grid
 from neurostorm_bids.space.grid import apply_affine
@@ -295,6 +295,8 @@ def test_without_a_mask_one_is_computed_and_told(tmp_path: Path):
     series = series_of(image)
     assert series.mask_origin == "computed"
     assert "no brain mask was found" in series.warnings[-1]
+    route = choose_route(run_of(image, t_r_s=2.5), SMALL)
+    assert [word in text for text, word in zip(to_grid(route, SMALL).warnings, ("2.5 s", "no brain mask"), strict=True)]
     truth = write_bold(tmp_path / "truth", SIX, head, affine, mask=head.astype(np.uint8))
     brain = series_of(truth).brain
     assert 2 * (series.brain & brain).sum() / (series.brain.sum() + brain.sum()) > 0.95
@@ -344,12 +346,14 @@ def test_holes_inside_the_brain_are_counted_and_refused(disc, value: float):
         list(series.volumes())
 
 
-def test_holes_outside_the_brain_are_background(disc):
-    def change(data):
-        data[0, 0, 0] = np.nan
-
-    series = series_of(spoilt(disc(box(SHAPES["oblique"])), change))
-    assert all(np.isfinite(volume).all() for volume in series.volumes())
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_holes_outside_the_brain_are_background(disc, value: float):
+    series = [
+        series_of(spoilt(disc(box(SHAPES["oblique"])), lambda data, value=value: data[:6].fill(value)))
+        for value in (value, 0)
+    ]
+    spoilt_volumes, empty = ([volume.copy() for volume in one.volumes()] for one in series)
+    np.testing.assert_array_equal(spoilt_volumes, empty)
 
 
 def test_a_series_that_never_changes_is_refused(disc):
@@ -366,6 +370,12 @@ def test_threads_do_not_change_a_byte(disc, interpolation: str):
     route = choose_route(run_of(disc(box(SHAPES["oblique"]))), SMALL, interpolation=interpolation)
     one, three = (first(to_grid(route, SMALL, threads=threads)) for threads in (1, 3))
     np.testing.assert_array_equal(one, three)
+
+
+def test_images_are_those_of_the_file_from_the_first_on(disc):
+    image = disc(box(SHAPES["oblique"]))
+    stored = nibabel.load(image.bold).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(np.stack(list(series_of(image).images()), axis=-1), stored)
 
 
 def test_observers_see_what_the_reader_sees(disc):
@@ -401,6 +411,25 @@ def test_a_removed_mean_is_added_back_from_the_boldref_and_said_so(tmp_path: Pat
     for number, volume in enumerate(on_grid.volumes()):
         np.testing.assert_allclose(volume, series[..., number], atol=1e-3 * series.max())
     assert any("is added back" in warning for warning in on_grid.warnings)
+
+
+@pytest.mark.parametrize(("scanner", "right"), [(1, True), (4, False)])
+def test_a_boldref_lies_where_its_template_s_form_says(tmp_path: Path, scanner: int, right: bool):
+    """As the series itself: a scanner's form beside a template's is no contradiction."""
+    image = demeaned(tmp_path, boldref="same")
+    boldref = nibabel.load(image.boldref)
+    values, affine = boldref.get_fdata(dtype=np.float32), boldref.affine
+    both = nibabel.Nifti1Image(values, affine)
+    both.set_sform(affine, 4)
+    both.set_qform(np.diag([8.0, 8.0, 8.0, 1.0]), scanner)
+    nibabel.save(both, image.boldref)
+    grid = Grid.of((20, 24, 20), affine, "MNI152NLin6Asym")
+    run = run_of(image, mean_removed=True)
+    if not right:
+        with pytest.raises(AffineContradictory):
+            to_grid(choose_route(run, grid), grid)
+        return
+    np.testing.assert_allclose(first(to_grid(choose_route(run, grid), grid)).mean(), values.mean(), rtol=0.5)
 
 
 @pytest.mark.parametrize(("boldref", "fault"), [(None, "no boldref in the same space"), ("other", "another grid")])

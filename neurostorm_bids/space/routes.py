@@ -236,9 +236,10 @@ def _explained(
         f"{other.kind} from {_place(other.image)}" for other in allowed if other.image != route.image
     )
     why = "forced by --normalization" if normalization != "auto" else "best of the routes there are"
+    if normalization == "affine" and route.kind == "lattice":
+        route = replace(route, kind="affine")
     return replace(
         route,
-        kind="affine" if normalization == "affine" and route.kind == "lattice" else route.kind,
         steps=_steps(route),
         why=why + (f"; also possible: {', '.join(others)}" if others else ""),
         warnings=tuple(warnings),
