@@ -365,6 +365,17 @@ def test_a_series_that_never_changes_is_refused(disc):
         list(series.volumes())
 
 
+def test_a_series_that_changes_outside_the_brain_alone_is_refused(disc):
+    mask = np.zeros(SHAPES["oblique"], np.uint8)
+    mask[:6] = 1  # axes of unlike length and a mask to one side: it is found in no other order of voxels
+
+    def change(data):
+        data[:6, ..., 1:] = data[:6, ..., :1]
+
+    with pytest.raises(ConstantSeries, match="inside the brain mask"):
+        list(series_of(spoilt(disc(mask), change)).volumes())
+
+
 @pytest.mark.parametrize("interpolation", ["linear", "lanczos"])
 def test_threads_do_not_change_a_byte(disc, interpolation: str):
     route = choose_route(run_of(disc(box(SHAPES["oblique"]))), SMALL, interpolation=interpolation)
