@@ -126,6 +126,18 @@ def test_figures_that_do_not_exist_are_none(tmp_path: Path):
     assert all("resembles" not in warning for warning in quality.warnings)
 
 
+def test_a_brain_outside_the_grid_has_no_centroid(tmp_path: Path):
+    one = run(tmp_path)
+    corner = np.zeros(GRID.shape, np.uint8)
+    corner[0, 0, 0] = 1
+    write_image(one.images[0].mask, corner, GRID.matrix)
+    matrix = GRID.matrix.copy()
+    matrix[:3, 3] += matrix[:3, :3] @ [2, 2, 2]
+    inner = Grid.of([n - 4 for n in GRID.shape], matrix, GRID.template)
+    series = to_grid(choose_route(one, inner), inner)
+    assert assess(series, Tally(series)).centroid_offset is None
+
+
 def test_every_figure_is_described():
     assert [field.name for field in fields(RunQuality)] == list(FIGURES)
 

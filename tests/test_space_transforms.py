@@ -279,6 +279,17 @@ def test_a_cache_of_other_points_is_remade(tmp_path: Path, monkeypatch, change):
     assert [file.name for file in cache.iterdir()] == [kept.name]
 
 
+def test_the_cache_is_written_beside_its_place(tmp_path: Path, monkeypatch):
+    """What is written elsewhere may lie on another disk, from which nothing can be moved in one step."""
+    from neurostorm_bids.space import transforms
+
+    monkeypatch.setattr(transforms, "LARGE_FILE", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    path = write_transform(affine_transform(9), tmp_path / "x.txt")
+    points_through(SMALL, (path,), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_small_transforms_are_not_cached_and_nothing_is_without_a_folder(tmp_path: Path):
     path = write_transform(affine_transform(9), tmp_path / "x.txt")
     points_through(SMALL, (path,), tmp_path / "cache")
