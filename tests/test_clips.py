@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurostorm_bids.clips import Timing, clips_of, frames_of, normalise, plan_windows, run_statistics
+from neurostorm_bids.clips import normalisation as normalisation_module
 from neurostorm_bids.clips import series as series_module
+from neurostorm_bids.clips import statistics as statistics_module
 from neurostorm_bids.clips.timing import linear_weights, triangle_weights
 from neurostorm_bids.errors import (
     ConfoundsUnusable,
@@ -241,6 +243,37 @@ def test_clips_equal_the_whole_run_normalised_in_memory(mask, n_volumes, t_r_s, 
     assert statistics.n_negative == (frames[mask] < 0).sum()
 
 
+def test_without_the_compiled_kernels_the_bytes_are_the_same(mask, monkeypatch):
+    data, timing = brainlike(60, negatives=0.02), Timing.of(60, 0.5)
+    clips, statistics = all_clips(InMemorySeries(data, mask, 0.5), timing)
+    for module in (statistics_module, normalisation_module):
+        monkeypatch.setattr(module, "frame_kernels", lambda: None)
+    by_numpy, of_numpy = all_clips(InMemorySeries(data, mask, 0.5), timing)
+    assert (of_numpy.mean, of_numpy.std, of_numpy.n_negative) == (
+        statistics.mean,
+        statistics.std,
+        statistics.n_negative,
+    )
+    np.testing.assert_array_equal([clip.data for clip in by_numpy], [clip.data for clip in clips])
+
+
+def test_clips_bear_what_their_windows_say(mask):
+    timing = Timing.of(60, 0.8, start_time_s=0.4)
+    windows = plan_windows(timing, clip_frames=20, fd_mm=np.linspace(0.1, 0.4, 60))
+    series = InMemorySeries(brainlike(60), mask, 0.8)
+    for clip, window in zip(clips_of(series, run_statistics(series, timing), windows), windows.kept, strict=True):
+        names = ("first_frame", "last_frame", "onset_s", "duration_s", "mean_fd_mm")
+        assert [getattr(clip, name) for name in names] == [getattr(window, name) for name in names]
+
+
+@pytest.mark.parametrize(("n_volumes", "t_r_s"), [(100, 0.72), (100, 0.8), (61, 2.0), (203, 0.55), (7, 3.0)])
+@pytest.mark.parametrize(("n_together", "stride"), [(20, 20), (4, 3), (1, 1), (500, 20)])
+def test_the_longest_span_is_that_of_every_group(n_volumes: int, t_r_s: float, n_together: int, stride: int):
+    frames = Timing.of(n_volumes, t_r_s).frames
+    groups = [frames.volumes[start : start + n_together] for start in range(0, len(frames.volumes), stride)]
+    assert series_module.longest_span(frames, n_together, stride) == max(int(np.ptp(group)) + 1 for group in groups)
+
+
 def test_background_takes_the_smallest_foreground_value(mask):
     clips, statistics = all_clips(InMemorySeries(brainlike(20), mask, 2.0), Timing.of(20, 2.0), 50, 50)
     data = clips[0].data[0]
@@ -341,6 +374,9 @@ def test_a_run_without_temporal_variance_is_warned_about(mask):
     still = np.repeat(brainlike(1), 20, axis=-1)
     statistics = run_statistics(InMemorySeries(still, mask, 2.0), Timing.of(20, 2.0))
     assert "hardly differ" in statistics.warnings[0]
+    assert statistics_module._warnings(0.000012) == (
+        "only 0.0012 % of the variance is temporal: the volumes of this run hardly differ",
+    )
     assert run_statistics(InMemorySeries(brainlike(20), mask, 2.0), Timing.of(20, 2.0)).warnings == ()
 
 

@@ -136,6 +136,14 @@ def test_a_denoised_series_goes_on_to_statistics():
     assert statistics.temporal_variance_share < plain.temporal_variance_share
 
 
+def test_observers_see_what_was_cleaned():
+    data, mask = brain(60)
+    series, seen = denoised(Series(data, mask), np.random.default_rng(3).normal(size=(60, 5))), []
+    given = read(series.observed_by(lambda volume: seen.append(volume.copy())))
+    assert np.array_equal(np.stack(seen, axis=-1), given) and np.array_equal(given, read(series))
+    assert len(seen) == 60  # the series itself is not observed
+
+
 def test_redundant_and_constant_regressors_count_once():
     rng = np.random.default_rng(0)
     regressors = rng.normal(size=(50, 3))
