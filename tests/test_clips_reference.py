@@ -159,6 +159,27 @@ def test_any_run_equals_the_computation_in_memory(
     assert np.array_equal(np.stack(list(run.frames())), frames)
 
 
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_the_figures_of_a_run_are_numpys(tmp_path, with_mask: bool):
+    """On the model's own spacing and time nothing is interpolated, so that what is counted is the file's voxels."""
+    rng = np.random.default_rng(4)
+    inside = rng.random((20, 18, 16)) < 0.6
+    data = (rng.gamma(4, 25, (*inside.shape, 1)) + rng.normal(0, 3, (*inside.shape, 9))).astype(np.float32)
+    data[rng.random(data.shape) < 0.01] *= -0.2
+    data *= inside[..., None]
+    bold = write(tmp_path / "bold.nii.gz", data, (2, 2, 2, 0.8))
+    mask = write(tmp_path / "mask.nii.gz", inside.astype(np.uint8), (2, 2, 2)) if with_mask else None
+    found = reference_run(bold, mask).statistics
+    values = np.maximum(data[inside], 0).astype(float)
+    assert (found.n_foreground, found.n_negative) == (inside.sum(), (data < 0).sum())
+    assert found.negative_share == pytest.approx((data < 0).sum() / values.size)
+    assert (found.mean, found.std) == pytest.approx((values.mean(), values.std(ddof=1)))
+    assert (found.minimum, found.timing.n_frames) == (0, 9)
+    assert found.temporal_variance_share == pytest.approx(values.var(axis=1).mean() / values.var())
+    np.testing.assert_allclose(found.mean_image[inside], values.mean(axis=1), rtol=1e-6)
+    assert not found.mean_image[~inside].any()
+
+
 # --- the rest ---------------------------------------------------------------------------------------------------
 
 
