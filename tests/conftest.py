@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from neurostorm_bids.errors import NeurostormError, NoUsableRun, ValidatorMissing
 
 # Triton reads this when it is first imported, by whatever test that is; without a GPU it can only interpret its kernels
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# no test fails because a machine is slow
+settings.register_profile("neurostorm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("neurostorm")
 
 
 @pytest.fixture(scope="session")
