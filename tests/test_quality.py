@@ -108,6 +108,12 @@ def test_a_repetition_time_the_checkpoints_never_saw_is_flagged(tmp_path: Path):
     assert any("repetition time" in warning for warning in quality.warnings)
 
 
+@pytest.mark.parametrize(("t_r_s", "seen"), [(0.699, False), (0.7, True), (1.0, True), (1.001, False)])
+def test_the_ends_of_the_range_of_repetition_times_belong_to_it(tmp_path: Path, t_r_s: float, seen: bool):
+    series = to_grid(choose_route(run(tmp_path, t_r_s=t_r_s), GRID), GRID)
+    assert assess(series, Tally(series)).t_r_in_range == seen
+
+
 def test_a_lopsided_signal_is_seen(tmp_path: Path):
     series = to_grid(choose_route(run(tmp_path), GRID), GRID)
     even, lopsided = Tally(series), Tally(series)

@@ -283,16 +283,32 @@ def test_nothing_is_read_from_another_file(tmp_path: Path):
         )
 
 
-@pytest.mark.parametrize("stated", [np.bytes_("A" * 2000), np.array([b"AffineTransform_double_3_3"] * 2)])
-def test_a_name_that_is_long_or_not_one_is_refused_before_it_is_read(tmp_path: Path, stated):
+@pytest.mark.parametrize(
+    ("place", "stated", "fault"),
+    [
+        ("TransformGroup/0/TransformType", np.bytes_("A" * 201), "TransformType is no name"),
+        ("TransformGroup/0/TransformType", np.bytes_("A" * 200), "names no ITK transform"),
+        ("TransformGroup/0/TransformType", np.array([b"AffineTransform_double_3_3"] * 2), "TransformType is no name"),
+        ("TransformGroup/0/TransformType", h5py.SoftLink("/name"), "TransformType is a link"),
+        ("TransformGroup", h5py.SoftLink("/group"), "TransformGroup is a link"),
+    ],
+)
+def test_what_a_transform_s_name_may_not_be(tmp_path: Path, place: str, stated, fault: str):
     path = linear(tmp_path / "x.h5", None)
     with h5py.File(path, "r+") as file:
-        group = file["TransformGroup/0"]
-        del group["TransformType"]
-        group["TransformType"] = stated
-    with pytest.raises(TransformUnreadable, match="TransformType is no name") as caught:
+        file["name"], file["group"] = file["TransformGroup/0/TransformType"], file["TransformGroup"]
+        del file[place]
+        file[place] = stated
+    with pytest.raises(TransformUnreadable, match=fault) as caught:
         read_transform(path)
     assert caught.value.file == path
+
+
+def test_a_text_may_hold_letters_of_any_encoding(tmp_path: Path):
+    path = tmp_path / "x.txt"
+    text = "#Insight Transform File V1.0\n# Jürgen\nTransform: TranslationTransform_double_3_3\nParameters: 1 -2 3\n"
+    path.write_bytes(text.encode("latin-1"))
+    np.testing.assert_allclose(read_transform(path).map(np.zeros((1, 3))), [[-1, 2, 3]])
 
 
 @pytest.mark.parametrize("name", ["TransformParameters", "TransformFixedParameters"])

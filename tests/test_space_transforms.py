@@ -21,6 +21,7 @@ from space_phantoms import (
 )
 
 from neurostorm_bids.errors import TransformUnreadable
+from neurostorm_bids.space import itk
 from neurostorm_bids.space.itk import read_transform
 from neurostorm_bids.space.transforms import points_through
 
@@ -87,11 +88,12 @@ def test_precisions_and_spellings(tmp_path: Path, precision: str, misspelled: bo
 
 
 def test_displacement_ends_half_a_voxel_beyond_the_field(tmp_path: Path):
-    field = smooth_field(8, 5, centred((10, 10, 10), (4, 4, 4), centre=(0, 0, 0)))
+    field = smooth_field(8, 5, centred((10, 10, 10), (4, 4, 4), centre=(0, 0, 0)), (10, 10, 10))
     got = read_transform(write_transform(field, tmp_path / "x.h5"))
     along_x = np.c_[np.linspace(-26, 26, 105), np.zeros(105), np.zeros(105)] + [0.01, 1, 2]
     np.testing.assert_allclose(got.map(along_x), map_points(field, along_x), atol=1e-4)
-    np.testing.assert_array_equal(got.map(along_x[:3]), along_x[:3])
+    for end in (along_x[:12], along_x[-12:]):
+        np.testing.assert_array_equal(got.map(end), end)
 
 
 def test_real_fmriprep_and_nitransforms_files(shared: Path):
@@ -197,11 +199,15 @@ def test_points_of_the_plane_are_refused_on_either_side(tmp_path: Path, kind: st
     assert (caught.value.fault, caught.value.expected) == (f"Affine maps {kind[14]}D points", "3D")
 
 
-def test_a_field_may_be_one_voxel_thick(tmp_path: Path):
-    field = smooth_field(5, 10, centred((24, 28, 1), (8, 8, 8), codes="LPS"))
+def test_a_field_may_be_one_voxel_thick_and_as_large_as_is_allowed(tmp_path: Path, monkeypatch):
+    field = smooth_field(5, 10, centred((24, 28, 1), (8, 8, 8), codes="LPS"), (24, 28, 1))
     path = write_transform(composite(field), tmp_path / "x.h5")
     inside = np.c_[np.random.default_rng(0).uniform(-60, 60, (50, 2)), np.zeros(50)]
+    monkeypatch.setattr(itk, "LARGEST_FIELD", 24 * 28)
     np.testing.assert_allclose(read_transform(path).map(inside), map_points(composite(field), inside), atol=1e-3)
+    monkeypatch.setattr(itk, "LARGEST_FIELD", 24 * 28 - 1)
+    with pytest.raises(TransformUnreadable, match="declares"):
+        read_transform(path)
 
 
 @pytest.mark.parametrize(
