@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurostorm_bids.attribution.summary import Share
 from neurostorm_bids.errors import (
     ModelNamesCollide,
     NonFiniteOutput,
@@ -51,8 +52,10 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
-from neurostorm_bids.outputs.dataset import container_tag, dataset_description, write_descriptions
-from neurostorm_bids.outputs.names import BIDSIGNORE, file_name
+from neurostorm_bids.outputs.dataset import check_no_way_out, container_tag, dataset_description, write_descriptions
+from neurostorm_bids.outputs.maps import MapRecord, write_map
+from neurostorm_bids.outputs.names import BIDSIGNORE, file_name, parse_entities
+from neurostorm_bids.outputs.resume import is_whole
 from neurostorm_bids.outputs.sidecars import bids_uri
 from neurostorm_bids.outputs.tables import Column, tsv_text
 from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
@@ -119,6 +122,8 @@ def test_names_follow_the_order_of_bids_and_keep_what_tells_runs_apart(tmp_path:
     assert files.bold.name.endswith("_res-model_desc-neurostorm_bold.nii.gz")
     assert sidecar_of(files.bold).name.endswith("_res-model_desc-neurostorm_bold.json")
     assert files.quality.name.endswith("_res-model_desc-neurostorm_qc.tsv")
+    entities |= {"space": "MNI152NLin6Asym", "res": "model", "desc": "maeratio05"}
+    assert parse_entities(files.embedding) == entities
 
 
 def test_a_run_without_session_lies_in_no_session_folder(tmp_path: Path):
@@ -456,6 +461,81 @@ def test_a_broken_table_is_named_with_its_remedy(tmp_path: Path, content: bytes)
     (tmp_path / "t.tsv").write_bytes(content)
     with pytest.raises(TableUnreadable, match=r"t\.tsv.*run the participant level again"):
         read_tsv(tmp_path / "t.tsv")
+
+
+# --- maps -------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_its_table_and_their_sidecars(tmp_path: Path):
+    record = MapRecord(
+        entities={"sub": "01", "task": "rest"}, desc="ageAttribution", grid=SMALL, model=MODEL,
+        description="What age rests on.", unit="year", sources=("bids:x:bold.nii.gz",),
+        attribution={"Method": "occlusion"}, resume_key="key-map", warnings=("few clips",),
+    )  # fmt: skip
+    values = np.arange(np.prod(SMALL.shape), dtype=float).reshape(SMALL.shape)
+    rows = [
+        Share("network", "Vis", None, 40, (1.0, -2.0, 3.0), -0.5, 0.25, 0.5),
+        Share("parcel", "Vis_1", "Vis", 20, (4.0, 5.0, 6.0), 1.5, 0.75, 0.25),
+    ]
+    image, table = write_map(tmp_path, record, values, rows)
+    start = "sub-01/func/sub-01_task-rest_space-MNI152NLin6Asym_res-model_desc-ageAttribution"
+    assert [path.relative_to(tmp_path).as_posix() for path in (image, table)] == [
+        f"{start}_boldmap.nii.gz", f"{start}_attribution.tsv",
+    ]  # fmt: skip
+    written = nib.load(image)
+    assert written.get_data_dtype() == np.float32 and np.array_equal(written.affine, SMALL.affine)
+    np.testing.assert_array_equal(np.squeeze(written.get_fdata()), values)
+    assert table.read_text().splitlines() == [
+        "level\tname\tnetwork\tn_voxels\tx\ty\tz\tattribution\tmass\tvolume\tenrichment",
+        "network\tVis\tn/a\t40\t1\t-2\t3\t-0.5\t0.25\t0.5\t0.5",
+        "parcel\tVis_1\tVis\t20\t4\t5\t6\t1.5\t0.75\t0.25\t3",
+    ]
+    of_image, of_table = read_sidecar(image), read_sidecar(table)
+    assert (of_image["Description"], of_table["Description"]) == (
+        "What age rests on.", "What age rests on. By network and parcel.",
+    )  # fmt: skip
+    assert (of_image["Units"], of_image["SkullStripped"]) == ("year", True) and "level" not in of_image
+    assert "Units" not in of_table and of_table["attribution"]["Units"] == "year"
+    assert [of_table[axis]["Units"] for axis in "xyz"] == ["mm"] * 3
+    assert set(of_table["level"]["Levels"]) == {"network", "parcel", "rest"}
+    for sidecar in (of_image, of_table):
+        assert sidecar["Sources"] == ["bids:x:bold.nii.gz"] and sidecar["Warnings"] == ["few clips"]
+        assert sidecar["Attribution"] == {"Method": "occlusion"} and sidecar["SpatialReference"]
+        assert sidecar["Resolution"] and sidecar["Software"] and sidecar["Model"]
+    assert is_complete(image, "key-map") and is_complete(table, "key-map") and is_whole(table)
+    assert not is_complete(image, "another key")
+    table.write_text("changed")
+    assert not is_whole(table)
+
+
+# --- links ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["sub-01", "sub-01/ses-1", "sub-01/ses-1/func", "logs", "logs/a/b/c"])
+def test_a_link_that_leads_a_folder_of_ours_out_is_refused(tmp_path: Path, place: str):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (out / place).parent.mkdir(parents=True)
+    (out / place).symlink_to(elsewhere)
+    with pytest.raises(OutputNotWritable, match="a link that leads out of the output folder") as caught:
+        check_no_way_out(out, ["01"])
+    assert caught.value.file == out / place
+    assert "OUTPUT_DIR" in caught.value.remedy
+    check_no_way_out(elsewhere, ["01"])
+
+
+def test_links_within_the_output_and_of_files_and_of_other_participants_are_let_be(tmp_path: Path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (out / "sub-02").mkdir(parents=True)
+    (out / "sub-01").symlink_to(out / "sub-02")
+    (out / "sub-03").symlink_to(elsewhere)
+    (out / ".git").symlink_to(elsewhere)
+    (elsewhere / "x").touch()
+    (out / "README.md").symlink_to(elsewhere / "x")
+    check_no_way_out(out, ["01", "02"])
+    with pytest.raises(OutputNotWritable):
+        check_no_way_out(out, ["03"])
 
 
 # --- the whole tree and the validator ---------------------------------------------------------------------------
