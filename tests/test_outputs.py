@@ -6,6 +6,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,15 @@ def run_of(source: Source, **changes) -> RunRecord:
 
 def clips(n: int) -> list[ClipRow]:
     return [ClipRow(onset_s=16.0 * i, duration_s=16.0, mean_fd_mm=0.1) for i in range(n)]
+
+
+def check_words(path: Path) -> None:
+    """Every column of a table is described, in sentences, and nothing else is called a column."""
+    sidecar = read_sidecar(path)
+    described = {name: entry for name, entry in sidecar.items() if isinstance(entry, dict) and "Description" in entry}
+    assert list(described) == path.read_text().splitlines()[0].split("\t")
+    for text in (sidecar["Description"], *(entry["Description"] for entry in described.values())):
+        assert re.fullmatch(r"[A-Z0-9].*\.", text) and not text.isupper(), text
 
 
 def write_all(output_dir: Path, source: Source, model: ModelRecord = MODEL) -> RunRecord:
@@ -268,6 +278,7 @@ def test_the_embedding_table_and_its_sidecar(tmp_path: Path, source: Source):
     assert sidecar["Warnings"] == ["no confounds"]
     assert sidecar["ResumeKey"] == "key-demo"
     assert sidecar["Software"]["neurostorm-bids"]
+    check_words(path)
 
 
 def test_a_trained_model_is_not_called_untrained(tmp_path: Path, source: Source):
@@ -293,8 +304,36 @@ def test_the_predictions_table_says_units_classes_and_what_clip_sd_is_not(tmp_pa
     assert (g["unit"], g["in_distribution"]) == ("training SD", "false")
     assert (sex["value"], sex["p_male"], sex["p_female"]) == ("female", "0.25", "0.75")
     sidecar = read_sidecar(path)
-    assert set(age) <= set(sidecar)
     assert "not an interval" in sidecar["clip_sd"]["Description"]
+    assert set(sidecar["kind"]["Levels"]) == {"regression", "classification"}
+    check_words(path)
+
+
+def test_intervals_of_predictions_have_ends(tmp_path: Path, source: Source):
+    targets = [
+        TargetRow(target="age", kind="regression", value=30.5, unit="year", n_clips=2, interval=(20.5, 40.25)),
+        TargetRow(target="g", kind="regression", value=0.5, n_clips=2),
+    ]
+    path = write_predictions(tmp_path / "out", run_of(source), MODEL, targets)
+    ends = [(row["interval_low"], row["interval_high"]) for row in read_tsv(path)]
+    assert ends == [("20.5", "40.25"), (None, None)]
+    for name, word in (("interval_low", "Lower"), ("interval_high", "Upper")):
+        assert read_sidecar(path)[name]["Description"].startswith(f"{word} end of the 95 % prediction interval")
+    check_words(path)
+
+
+def test_quality_figures_have_their_units(tmp_path: Path, source: Source):
+    figures = [
+        QualityFigure(name="dice", value=0.9, description="Overlap with the template."),
+        QualityFigure(name="centroid_offset", value=None, description="Distance of the centroids.", unit="mm"),
+    ]
+    path = write_quality(tmp_path / "out", run_of(source), figures)
+    assert read_tsv(path) == [{"dice": "0.9", "centroid_offset": None}]
+    sidecar = read_sidecar(path)
+    assert sidecar["centroid_offset"] == {"Description": "Distance of the centroids.", "Units": "mm"}
+    assert "Units" not in sidecar["dice"] and "Model" not in sidecar
+    assert sidecar["ResumeKey"] == "key-run"
+    check_words(path)
 
 
 def test_the_normalised_run_is_a_valid_image_with_equal_bytes_each_time(tmp_path: Path, source: Source):
@@ -497,6 +536,7 @@ def test_a_map_its_table_and_their_sidecars(tmp_path: Path):
     assert (of_image["Units"], of_image["SkullStripped"]) == ("year", True) and "level" not in of_image
     assert "Units" not in of_table and of_table["attribution"]["Units"] == "year"
     assert [of_table[axis]["Units"] for axis in "xyz"] == ["mm"] * 3
+    check_words(table)
     assert set(of_table["level"]["Levels"]) == {"network", "parcel", "rest"}
     for sidecar in (of_image, of_table):
         assert sidecar["Sources"] == ["bids:x:bold.nii.gz"] and sidecar["Warnings"] == ["few clips"]

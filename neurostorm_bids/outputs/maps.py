@@ -110,7 +110,7 @@ def _columns(rows: Sequence[Share], unit: str) -> list[Column]:
         Column("attribution", [row.attribution for row in rows], "Sum of the map over it, with its sign.", unit),
         Column("mass", [row.mass for row in rows], "Share of the brain's sum of absolute values that lies in it."),
         Column("volume", [row.volume for row in rows], "Share of the brain's voxels that lies in it."),
-        Column("enrichment", [row.enrichment for row in rows], "mass by volume; 1 is what chance gives."),
+        Column("enrichment", [row.enrichment for row in rows], "Mass by volume; 1 is what chance gives."),
     ]
 
 
