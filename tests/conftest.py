@@ -30,7 +30,7 @@ def shared() -> Path:
     return folder
 
 
-REFUSING = tuple(f"neurostorm_bids.{name}" for name in ("space", "inputs", "clips", "training.splits"))
+REFUSING = tuple(f"neurostorm_bids.{name}" for name in ("space", "inputs", "clips", "outputs", "training.splits"))
 READING_MODULES = ("fnirt", "header", "itk", "masks", "nifti", "series", "transforms")
 READING = tuple(f"neurostorm_bids.space.{name}" for name in READING_MODULES)
 COMPLETE_OTHERWISE = (NoUsableRun, ValidatorMissing)  # all runs' faults, each with its remedy; a program, not a file

@@ -53,12 +53,19 @@ from neurostorm_bids.outputs import (
     write_quality,
     write_text,
 )
-from neurostorm_bids.outputs.dataset import check_no_way_out, container_tag, dataset_description, write_descriptions
+from neurostorm_bids.outputs.dataset import (
+    check_no_way_out,
+    container_tag,
+    dataset_description,
+    write_bidsignore,
+    write_descriptions,
+)
 from neurostorm_bids.outputs.maps import MapRecord, write_map
 from neurostorm_bids.outputs.names import BIDSIGNORE, file_name, parse_entities
 from neurostorm_bids.outputs.resume import is_whole
 from neurostorm_bids.outputs.sidecars import bids_uri
 from neurostorm_bids.outputs.tables import Column, tsv_text
+from neurostorm_bids.outputs.writers import model_description
 from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
 
 SMALL = Grid.of((4, 5, 6), np.diag([-2, 2, 2, 1]), "MNI152NLin6Asym")
@@ -462,6 +469,20 @@ def test_the_folder_of_another_program_is_never_taken_over(tmp_path: Path, sourc
         write_dataset_files(tmp_path, [source], [MODEL])
     assert (tmp_path / "dataset_description.json").read_text() == content
     assert not (tmp_path / ".bidsignore").exists()
+
+
+def test_group_tables_are_ignored_while_sessions_are_rows(tmp_path: Path):
+    path = tmp_path / ".bidsignore"
+    path.write_text("mine\n")
+    for rows, ignored in ((None, False), (True, True), (True, True), (None, True), (False, False)):
+        write_bidsignore(tmp_path, sessions_as_rows=rows)
+        assert path.read_text().splitlines() == [*BIDSIGNORE, "mine", *["phenotype/neurostorm_*"] * ignored]
+
+
+@pytest.mark.parametrize(("trained", "told"), [(True, False), (False, True)])
+def test_untrained_models_are_described_as_such(trained: bool, told: bool):
+    text = model_description(replace(MODEL, trained=trained))
+    assert "model demo, hash f00d." in text and ("NOT trained" in text) == told
 
 
 def test_a_second_call_changes_nothing_and_keeps_what_users_added(tmp_path: Path, source: Source):

@@ -14,6 +14,8 @@ import numpy as np
 from neurostorm_bids.errors import NonFiniteOutput
 from neurostorm_bids.replacing import replacing
 
+NOT_FINITE_REMEDY = "check the model (neurostorm-models verify) and the values of the run"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text at once; a file that holds it already is left as it is."""
@@ -47,7 +49,9 @@ def json_text(content: Mapping[str, Any], path: Path | None = None) -> str:
     try:
         return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
-        raise NonFiniteOutput("a number of the sidecar is not finite", file=path, expected="finite numbers") from error
+        raise NonFiniteOutput(
+            "a number of the sidecar is not finite", file=path, expected="finite numbers", remedy=NOT_FINITE_REMEDY
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,10 @@ import numpy as np
 from isal import igzip
 
 from neurostorm_bids.errors import NonFiniteOutput, OutputWriteFailed
+from neurostorm_bids.outputs.atomic import NOT_FINITE_REMEDY
 from neurostorm_bids.space.grid import Grid
+
+_REPORT = "this should not happen: please report it"
 
 
 def write_nifti_gz(
@@ -35,7 +38,7 @@ def write_nifti_gz(
             stream.write(_bytes(volume, grid))
             written += 1
     if written != n_frames:
-        raise OutputWriteFailed(f"{written} volumes came, {n_frames} were announced")
+        raise OutputWriteFailed(f"{written} volumes came, {n_frames} were announced", remedy=_REPORT)
 
 
 def _header(grid: Grid, n_frames: int, step_s: float) -> nib.Nifti1Header:
@@ -54,7 +57,7 @@ def _header(grid: Grid, n_frames: int, step_s: float) -> nib.Nifti1Header:
 
 def _bytes(volume: np.ndarray, grid: Grid) -> bytes:
     if volume.shape != grid.shape:
-        raise OutputWriteFailed(f"a volume has shape {volume.shape}", expected=f"{grid.shape}")
+        raise OutputWriteFailed(f"a volume has shape {volume.shape}", expected=f"{grid.shape}", remedy=_REPORT)
     if not np.isfinite(volume).all():
-        raise NonFiniteOutput("a volume of the normalised run holds NaN or infinity")
+        raise NonFiniteOutput("a volume of the normalised run holds NaN or infinity", remedy=NOT_FINITE_REMEDY)
     return np.asarray(volume, dtype="<f4").tobytes(order="F")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurostorm_bids.errors import NonFiniteOutput, TableUnreadable
+from neurostorm_bids.outputs.atomic import NOT_FINITE_REMEDY
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,11 @@ def _cell(value: Any, column: str) -> str:
 
 def _number(value: float, column: str) -> str:
     if math.isinf(value):
-        raise NonFiniteOutput(f"column {column} holds an infinite value", expected="finite numbers, or none at all")
+        raise NonFiniteOutput(
+            f"column {column} holds an infinite value",
+            expected="finite numbers, or none at all",
+            remedy=NOT_FINITE_REMEDY,
+        )
     return f"{value + 0.0:.9g}"  # + 0.0 turns -0 into 0
 
 
