@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurostorm_bids import __version__
 from neurostorm_bids.attribution.summary import Share
 from neurostorm_bids.errors import (
     ModelNamesCollide,
@@ -288,6 +289,53 @@ def test_the_embedding_table_and_its_sidecar(tmp_path: Path, source: Source):
     check_words(path)
 
 
+def test_a_sidecar_says_all_that_is_known_of_a_run(tmp_path: Path, source: Source):
+    run = run_of(
+        source, grid=SMALL, input_pipeline="fMRIPrep", input_version="24.1.0", input_denoising="none", n_frames=50,
+        input_space="T1w", steps=("by affine",), approximate=False, interpolation="linear", preprocessing="package",
+        first_frame_s=4.0, n_volumes=20, dummy_scans=2, clip_frames=20, clip_stride=10, n_clips=3, dropped_frames=0,
+        normalisation={"Mean": 500.0}, settings_hash="beef", extra={"Motion": {"MeanFd": 0.1}},
+    )  # fmt: skip
+    model = replace(
+        MODEL, trained=True, device="cpu", precision="float32", batch_size=2, threads=1, provenance={"t_r_s": "stated"},
+        license="CC0", extra={"Ensemble": 2},
+    )  # fmt: skip
+    path = write_embedding(tmp_path / "out", run, model, clips(1), np.ones((1, 1)), what="after the last stage")
+    sidecar = read_sidecar(path)
+    assert sidecar.pop("Software") and sidecar.pop("Sources") and sidecar.pop("DataSha256")
+    for column in ("onset", "duration", "mean_fd", "d000"):
+        sidecar.pop(column)
+    assert sidecar == {
+        "Description": "Embedding of each clip of the run by the model demo, after the last stage.",
+        "Resolution": "Grid of the model: 2 mm isotropic, 4x5x6 voxels, origin (0, 0, 0)",
+        "SpatialReference": "bids:templateflow:tpl-MNI152NLin6Asym",
+        "InputPipeline": {"Name": "fMRIPrep", "Version": "24.1.0", "Denoising": "none"},
+        "Route": {
+            "Kind": "lattice", "InputSpace": "T1w", "Steps": ["by affine"], "Interpolation": "linear",
+            "Approximate": False,
+        },
+        "Grid": {"Template": "MNI152NLin6Asym", "Shape": [4, 5, 6], "Affine": SMALL.matrix.tolist()},
+        "Timing": {
+            "InputRepetitionTime": 2, "EffectiveStep": 0.8, "FirstFrame": 4, "InputVolumes": 20, "DummyScans": 2,
+            "Frames": 50, "Preprocessing": "package",
+        },
+        "Clips": {
+            "Used": 3, "Dropped": {"incomplete tail": 1}, "DroppedFrames": 0, "FramesPerClip": 20, "StrideInFrames": 10,
+        },
+        "Normalisation": {"Mean": 500},
+        "TemporalVarianceShare": 0.0135,
+        "Warnings": ["no confounds"],
+        "SettingsHash": "beef",
+        "Motion": {"MeanFd": 0.1},
+        "Model": {
+            "Name": "demo", "Hash": "f00d", "Trained": True, "Backend": "torch", "Device": "cpu",
+            "Precision": "float32", "BatchSize": 2, "Threads": 1, "InputProvenance": {"t_r_s": "stated"},
+            "License": "CC0", "Ensemble": 2,
+        },
+        "ResumeKey": "key-demo",
+    }  # fmt: skip
+
+
 def test_a_trained_model_is_not_called_untrained(tmp_path: Path, source: Source):
     model = replace(MODEL, trained=True)
     path = write_embedding(tmp_path / "out", run_of(source), model, clips(1), np.ones((1, 2)))
@@ -358,8 +406,11 @@ def test_the_normalised_run_is_a_valid_image_with_equal_bytes_each_time(tmp_path
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (4, 4)
     assert gzip.decompress(one.read_bytes())[344:348] == b"n+1\0"
     sidecar = read_sidecar(one)
-    expected = {"TaskName": "rest", "RepetitionTime": 0.8, "StartTime": 4, "SkullStripped": True}
+    expected = {"TaskName": "rest", "RepetitionTime": 0.8, "StartTime": 4, "SkullStripped": True, "Units": "arbitrary"}
     assert expected.items() <= sidecar.items()
+    assert sidecar["Description"] == (
+        "The run as the model sees it: on the model grid, at the effective step, normalised, background flat."
+    )
     assert sidecar["SpatialReference"] == "bids:templateflow:tpl-MNI152NLin6Asym"
 
 
@@ -427,12 +478,21 @@ def test_dataset_description_names_this_app_first_then_the_input(tmp_path: Path,
     monkeypatch.setenv("NEUROSTORM_CONTAINER", "neurostorm:1.0")
     monkeypatch.delenv("APPTAINER_NAME", raising=False)
     monkeypatch.delenv("SINGULARITY_NAME", raising=False)
+    stated = {"Name": "fMRIPrep", "Version": "24.1.0", "CodeURL": "https://example.org"}
+    (source.root / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [stated, {"Version": "0"}]}))
     content = dataset_description(tmp_path / "out", [source, source])
-    assert content["DatasetType"] == "derivative"
-    assert [entry["Name"] for entry in content["GeneratedBy"]] == ["neurostorm", "fMRIPrep"]
-    assert content["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "neurostorm:1.0"}
-    assert content["DatasetLinks"]["fmriprep"] == "../fmriprep"
-    assert content["SourceDatasets"] == [{"URL": "../fmriprep"}]
+    assert content.pop("BIDSVersion").count(".") == 2
+    assert content["DatasetLinks"].pop("templateflow").startswith("https://")
+    assert content == {
+        "Name": "NeuroSTORM embeddings and predictions",
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {"Name": "neurostorm", "Version": __version__, "Container": {"Type": "docker", "Tag": "neurostorm:1.0"}},
+            stated,
+        ],
+        "SourceDatasets": [{"URL": "../fmriprep"}],
+        "DatasetLinks": {"fmriprep": "../fmriprep"},
+    }
 
 
 def test_old_and_broken_descriptions_of_the_input_still_name_its_pipeline(tmp_path: Path, source: Source):
