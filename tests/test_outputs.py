@@ -570,10 +570,12 @@ def test_models_that_write_at_once_are_all_described(tmp_path: Path):
 
 
 def test_a_model_called_as_the_app_keeps_one_row(tmp_path: Path):
+    about = "Quality figures and normalised run on the model grid, whatever the model."
+    write_descriptions(tmp_path, {})
+    assert read_tsv(tmp_path / "descriptions.tsv") == [{"desc_id": "desc-neurostorm", "description": about}]
     write_descriptions(tmp_path, {"neurostorm": "The published model."})
     (row,) = read_tsv(tmp_path / "descriptions.tsv")
-    assert row["desc_id"] == "desc-neurostorm"
-    assert row["description"].startswith("Quality figures") and row["description"].endswith("The published model.")
+    assert row == {"desc_id": "desc-neurostorm", "description": f"{about} The published model."}
 
 
 @pytest.mark.parametrize("content", [b"", b"a\tb\n1\n", b"\xff\xfe\x00"])
