@@ -370,6 +370,15 @@ def test_a_constant_run_is_refused(mask):
         run_statistics(InMemorySeries(np.full((*SHAPE, 20), 700, np.float32), mask, 2.0), Timing.of(20, 2.0))
 
 
+@pytest.mark.parametrize(("share", "right"), [(1.1e-6, True), (0.9e-6, False)])
+def test_a_spread_of_a_millionth_of_the_mean_is_one(share: float, right: bool):
+    if right:
+        series_module.require_spread(700.0, (share * 700) ** 2)
+        return
+    with pytest.raises(ConstantSeries):
+        series_module.require_spread(700.0, (share * 700) ** 2)
+
+
 def test_a_run_without_temporal_variance_is_warned_about(mask):
     still = np.repeat(brainlike(1), 20, axis=-1)
     statistics = run_statistics(InMemorySeries(still, mask, 2.0), Timing.of(20, 2.0))

@@ -160,14 +160,25 @@ def test_unusable_confounds_are_refused(tmp_path):
     with pytest.raises(ConfoundsUnusable, match=r"25 independent regressors for 40 volumes.*at least 50 volumes"):
         denoised(Series(data, mask), np.random.default_rng(0).normal(size=(40, 24)))
     table, sidecar, _ = confounds_table(tmp_path, drop="rot_y_derivative1")
-    with pytest.raises(ConfoundsUnusable, match=r"--denoise 24P cannot be built.*rot_y_derivative1"):
+    with pytest.raises(ConfoundsUnusable, match=r"--denoise 24P cannot be built.*rot_y_derivative1") as caught:
         confound_regressors(table, sidecar, "24P")
+    assert caught.value.file == table
     table, _, _ = confounds_table(tmp_path)
     with pytest.raises(ConfoundsUnusable, match="--denoise acompcor cannot be built"):
         confound_regressors(table, None, "acompcor")
     table.write_text(table.read_text().replace("trans_x", "trans_other", 1))
     with pytest.raises(ConfoundsUnusable, match="--denoise 36P cannot be built"):
         confound_regressors(table, sidecar, "36P")
+
+
+def test_missing_values_beyond_the_first_volume_are_refused(tmp_path):
+    table, sidecar, columns = confounds_table(tmp_path)
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    rows[7][list(columns).index("rot_x")] = "n/a"
+    table.write_text("".join("\t".join(row) + "\n" for row in rows))
+    with pytest.raises(ConfoundsUnusable, match="columns that --denoise 24P needs hold missing values") as caught:
+        confound_regressors(table, sidecar, "24P")
+    assert caught.value.file == table
 
 
 def test_the_real_table_of_fmriprep_gives_every_strategy(shared):
