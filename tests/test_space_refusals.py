@@ -462,10 +462,14 @@ def test_infinite_voxels_count_as_nothing_in_a_computed_mask(tmp_path: Path):
     assert masks[0][6, 7, 7] == 1 and masks[0][2, 2, 2] == 0
 
 
-def test_nothing_of_which_a_mask_could_be_computed(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [((8, 8, 8), "the computed mask is empty"), ((1, 1, 1), "attempt to get argmax of an empty sequence")],
+)
+def test_nothing_of_which_a_mask_could_be_computed(tmp_path: Path, shape: tuple[int, ...], why: str):
     path = tmp_path / "x.nii"
-    write_image(path, np.zeros((8, 8, 8, 3), np.float32), AFFINE)
+    write_image(path, np.zeros((*shape, 3), np.float32), AFFINE)
     with pytest.raises(MaskUnusable) as caught:
-        computed_mask(open_series(path), Grid.of((8, 8, 8), AFFINE, None))
-    assert caught.value.fault.startswith("there is no brain mask, and none can be computed from the mean image (")
+        computed_mask(open_series(path), Grid.of(shape, AFFINE, None))
+    assert caught.value.fault == f"there is no brain mask, and none can be computed from the mean image ({why})"
     assert (caught.value.file, caught.value.remedy) == (path, "Give a desc-brain_mask beside the run")
