@@ -64,7 +64,7 @@ from neurostorm_bids.outputs.dataset import (
 from neurostorm_bids.outputs.maps import MapRecord, write_map
 from neurostorm_bids.outputs.names import BIDSIGNORE, file_name, parse_entities
 from neurostorm_bids.outputs.resume import is_whole
-from neurostorm_bids.outputs.sidecars import bids_uri
+from neurostorm_bids.outputs.sidecars import bids_uri, resolution
 from neurostorm_bids.outputs.tables import Column, tsv_text
 from neurostorm_bids.outputs.writers import model_description
 from neurostorm_bids.space.grid import NEUROSTORM_2MM, Grid
@@ -140,8 +140,15 @@ def test_names_follow_the_order_of_bids_and_keep_what_tells_runs_apart(tmp_path:
     assert files.bold.name.endswith("_res-model_desc-neurostorm_bold.nii.gz")
     assert sidecar_of(files.bold).name.endswith("_res-model_desc-neurostorm_bold.json")
     assert files.quality.name.endswith("_res-model_desc-neurostorm_qc.tsv")
-    entities |= {"space": "MNI152NLin6Asym", "res": "model", "desc": "maeratio05"}
-    assert parse_entities(files.embedding) == entities
+
+
+def test_entities_come_back_from_a_name(tmp_path: Path):
+    entities = {"sub": "01", "ses": "b", "task": "rest", "run": "2"}
+    files = RunFiles.of(tmp_path, entities, template="MNI152NLin6Asym", model_name="mae-0.5")
+    own = {"space": "MNI152NLin6Asym", "res": "model", "desc": "mae05"}
+    assert parse_entities(files.embedding) == entities | own
+    shared = "sub-01_ses-b_task-rest_run-2_space-MNI152NLin6Asym_res-model_desc-neurostorm_report.json"
+    assert files.figures.relative_to(tmp_path).as_posix() == f"sub-01/figures/{shared}"
 
 
 def test_a_run_without_session_lies_in_no_session_folder(tmp_path: Path):
@@ -272,7 +279,7 @@ def test_the_embedding_table_and_its_sidecar(tmp_path: Path, source: Source):
     assert table[2]["mean_fd"] is None
     np.testing.assert_array_equal(np.float32([[row[f"d{i:03d}"] for i in range(288)] for row in table]), embedding)
     assert all("Description" in sidecar[name] for name in table[0])
-    assert sidecar["onset"]["Units"] == "s" and sidecar["mean_fd"]["Units"] == "mm"
+    assert [sidecar[name]["Units"] for name in ("onset", "duration", "mean_fd")] == ["s", "s", "mm"]
     assert sidecar["Sources"] == [
         f"bids:fmriprep:{FUNC}/sub-01_ses-1_task-rest_run-01_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
     ]
@@ -504,6 +511,32 @@ def test_old_and_broken_descriptions_of_the_input_still_name_its_pipeline(tmp_pa
         assert dataset_description(tmp_path, [source])["GeneratedBy"][1] == {"Name": "fMRIPrep", "Version": "24.1.0"}
 
 
+def test_inputs_are_named_by_their_pipelines(tmp_path: Path):
+    a, b, c = (
+        Source(root=tmp_path / name, pipeline=pipeline)
+        for name, pipeline in zip("abc", ("HCP 1.0", "fMRIPrep", "%"), strict=True)
+    )
+    assert name_datasets([c, b, a]) == {"hcp10": a.root, "fmriprep": b.root, "input": c.root}
+
+
+def test_the_grid_is_told_in_words():
+    grid = Grid.of((4, 5, 6), [[-2, 0, 0, 9], [0, 3, 0, -7.5], [0, 0, 4, 0], [0, 0, 0, 1]], "MNI152NLin6Asym")
+    assert resolution(grid) == "Grid of the model: 2 x 3 x 4 mm, 4x5x6 voxels, origin (9, -7.5, 0)"
+
+
+def test_a_sidecar_that_cannot_be_read_is_named_with_its_remedy(tmp_path: Path):
+    for content, fault in (
+        (None, "cannot be read as JSON"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no JSON object"),
+    ):
+        if content is not None:
+            (tmp_path / "t.json").write_text(content)
+        with pytest.raises(TableUnreadable, match=fault) as caught:
+            read_sidecar(tmp_path / "t.tsv")
+        assert caught.value.file == tmp_path / "t.json" and "participant level again" in caught.value.remedy
+
+
 def test_two_inputs_of_one_pipeline_get_distinct_names_in_a_fixed_order(tmp_path: Path):
     a, b = (Source(root=tmp_path / name, pipeline="fMRIPrep") for name in ("a", "b"))
     assert name_datasets([b, a]) == name_datasets([a, b, a]) == {"fmriprep": a.root, "fmriprep-2": b.root}
@@ -522,7 +555,7 @@ def test_the_container_is_told_from_the_environment(environment, expected):
     assert container_tag(environment) == expected
 
 
-@pytest.mark.parametrize("content", ['{"GeneratedBy": [{"Name": "fMRIPrep"}]}', '{"Name": "raw"}', "", "[]"])
+@pytest.mark.parametrize("content", ['{"GeneratedBy": [{"Name": "fMRIPrep"}]}', '{"GeneratedBy": ["x"]}', "", "[]"])
 def test_the_folder_of_another_program_is_never_taken_over(tmp_path: Path, source: Source, content: str):
     (tmp_path / "dataset_description.json").write_text(content)
     with pytest.raises(OutputNotWritable, match="the output folder is a dataset of"):
