@@ -31,8 +31,13 @@ def shared() -> Path:
 
 
 REFUSING = tuple(f"neurostorm_bids.{name}" for name in ("space", "inputs", "clips", "outputs", "training.splits"))
-READING_MODULES = ("fnirt", "header", "itk", "masks", "nifti", "series", "transforms")
-READING = tuple(f"neurostorm_bids.space.{name}" for name in READING_MODULES)
+READING_SPACE = ("fnirt", "header", "itk", "masks", "nifti", "series", "transforms")
+READING_INPUTS = ("folders", "hcp", "motion", "participants", "presence", "queries", "sidecars", "tables", "ukb")
+READING = tuple(
+    f"neurostorm_bids.{part}.{name}"
+    for part, names in (("space", READING_SPACE), ("inputs", READING_INPUTS))
+    for name in names
+)
 COMPLETE_OTHERWISE = (NoUsableRun, ValidatorMissing)  # all runs' faults, each with its remedy; a program, not a file
 
 
