@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import pickle
 import re
+from types import SimpleNamespace
 
 import pytest
 from layout_trees import anat_files, build, describe, ends, find, run_files, spaces
 
-from neurostorm_bids.errors import DatasetAmbiguous, DatasetInvalid, DatasetMissing, NoUsableRun, ValidatorMissing
+from neurostorm_bids.errors import (
+    DatasetAmbiguous,
+    DatasetInvalid,
+    DatasetMissing,
+    NoUsableRun,
+    RunUnusable,
+    ValidatorMissing,
+)
 from neurostorm_bids.inputs import validation
 from neurostorm_bids.inputs.datasets import describe as described
 from neurostorm_bids.inputs.datasets import locate
+from neurostorm_bids.inputs.explain import all_faulty, no_functional_files
+from neurostorm_bids.inputs.find import _some, none_usable
 
 MNI = "space-MNI152NLin6Asym_res-2"
 VOLUME = f"{MNI}_desc-preproc_bold.nii.gz"
@@ -367,3 +377,61 @@ def test_the_validator_answers_nonsense(valid, monkeypatch):
     monkeypatch.setattr(validation, "_executable", lambda: "/bin/echo")
     with pytest.raises(ValidatorMissing, match=r"failed on .*--skip-bids-validation"):
         find(valid)
+
+
+# --- the words of many faults -----------------------------------------------------------------------------------
+
+
+def fault(name: str, expected: str = "a volume") -> RunUnusable:
+    return RunUnusable(f"{name} is odd", file=f"{name}.nii", expected=expected, remedy="Mend it")
+
+
+def test_faults_of_a_kind_are_counted_and_kinds_numbered(tmp_path):
+    told = none_usable([fault("a"), fault("b", "a table"), fault("c"), fault("d")], tmp_path)
+    assert told.file == tmp_path
+    assert told.fault == (
+        f"no run can be used: (1) {fault('a')} The same holds for 2 more. (2) {fault('b', 'a table')}"
+    )
+    many = none_usable([fault(str(n), expected=str(n)) for n in range(7)], tmp_path)
+    assert many.fault.endswith(f"(5) {fault('4', '4')} and 2 other faults")
+    assert "other faults" not in none_usable([fault(str(n), expected=str(n)) for n in range(5)], tmp_path).fault
+
+
+@pytest.mark.parametrize(
+    ("n", "files"),
+    [(1, "0.nii"), (2, "0.nii, 1.nii"), (3, "0.nii, 1.nii, 2.nii"), (5, "0.nii, 1.nii, 2.nii and 2 more")],
+)
+def test_a_run_names_three_of_its_faulty_files(n: int, files: str):
+    told = all_faulty(SimpleNamespace(name="sub-01_task-rest"), [fault(str(number)) for number in range(n)])
+    what = "0 is odd" if n == 1 else "sub-01_task-rest has no usable image: 0 is odd"
+    assert (told.fault, str(told.file), told.expected, told.remedy) == (what, files, "a volume", "Mend it")
+
+
+def test_a_participant_without_functional_files_is_told_with_its_folders(tmp_path):
+    bare, full = tmp_path / "bare" / "sub-01", tmp_path / "full" / "sub-01"
+    bare.mkdir(parents=True)
+    (full / "anat").mkdir(parents=True)
+    told = no_functional_files("01", [tmp_path / "none", bare, full])
+    assert str(told.file) == f"{tmp_path / 'none'}, {bare}, {full}" and told.expected == "a func folder"
+    (full.parent / ".gitmodules").touch()  # a subdataset that is there: nothing is to be fetched
+    assert no_functional_files("01", [full]).expected == "a func folder"
+    (bare.parent / ".gitmodules").touch()
+    assert f"datalad get {bare}" in no_functional_files("01", [full, bare]).remedy
+
+
+def test_labels_are_named_five_at_most():
+    assert _some(["a", "b"]) == "a, b"
+    assert _some(list("abcde")) == "a, b, c, d, e"
+    assert _some(list("abcdefg")) == "a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("issue", "words"),
+    [
+        ({"code": "A", "subCode": "B", "location": "/x"}, "A B (/x)"),
+        ({"code": "A", "location": "/x"}, "A (/x)"),
+        ({"code": "A"}, "A"),
+    ],
+)
+def test_what_the_validator_found_is_told_with_its_place(issue: dict, words: str):
+    assert validation._told(issue) == words
