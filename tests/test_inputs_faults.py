@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from neurostorm_bids.errors import (
     DatasetAmbiguous,
     DatasetInvalid,
     DatasetMissing,
+    FileNotFetched,
+    FileUnreadable,
     NoUsableRun,
     RunUnusable,
     ValidatorMissing,
@@ -22,6 +25,7 @@ from neurostorm_bids.inputs.datasets import describe as described
 from neurostorm_bids.inputs.datasets import locate
 from neurostorm_bids.inputs.explain import all_faulty, no_functional_files
 from neurostorm_bids.inputs.find import _some, none_usable
+from neurostorm_bids.inputs.transforms import NAMED, _left_out
 
 MNI = "space-MNI152NLin6Asym_res-2"
 VOLUME = f"{MNI}_desc-preproc_bold.nii.gz"
@@ -435,3 +439,67 @@ def test_labels_are_named_five_at_most():
 )
 def test_what_the_validator_found_is_told_with_its_place(issue: dict, words: str):
     assert validation._told(issue) == words
+
+
+# --- what a description says, and what it leaves open -----------------------------------------------------------
+
+FMRIPREP = {"Name": "fMRIPrep", "Version": "24.1.0"}
+GAPS = "{place}: {missing} missing; taken for a derivative dataset"
+UNKNOWN = "{place}: pipeline 'Ours' is not known; its files are read as fMRIPrep's"
+
+
+@pytest.mark.parametrize(
+    ("description", "name", "expected"),
+    [
+        ({"DatasetType": "raw", "GeneratedBy": [FMRIPREP]}, VOLUME, ("raw", "fMRIPrep", "24.1.0", [])),
+        (
+            {"DatasetType": "derivative", "GeneratedBy": [FMRIPREP]},
+            "bold.nii",
+            ("derivative", "fMRIPrep", "24.1.0", []),
+        ),
+        ({"GeneratedBy": [FMRIPREP]}, "bold.nii", ("derivative", "fMRIPrep", "24.1.0", ["DatasetType"])),
+        ({"PipelineDescription": {"Name": "Ours"}}, "bold.nii", ("derivative", "Ours", None, ["DatasetType", UNKNOWN])),
+        ({"GeneratedBy": [{"Name": "heudiconv"}]}, "bold.nii.gz", ("raw", "heudiconv", None, [])),
+        ({"Name": "x"}, "bold.nii.gz", ("raw", "unknown", None, [])),
+        ({"Name": "x"}, VOLUME, ("derivative", "unknown", None, ["DatasetType and GeneratedBy"])),
+        ({"GeneratedBy": ["x"], "Name": "x"}, VOLUME, ("derivative", "unknown", None, ["DatasetType"])),
+        ({"Name": "x"}, None, ("raw", "unknown", None, [])),
+        ({}, None, ("container", "unknown", None, [])),
+    ],
+)
+def test_the_kind_of_a_dataset(tmp_path, description, name, expected):
+    place = tmp_path / "dataset_description.json"
+    place.write_text(json.dumps(description))
+    if name is not None:
+        (tmp_path / "sub-01/func").mkdir(parents=True)
+        (tmp_path / "sub-01/func" / f"sub-01_task-rest_{name}").touch()
+    found = described(tmp_path)
+    kind, pipeline, version, gaps = expected
+    assert (found.root, found.kind, found.pipeline, found.version) == (tmp_path, kind, pipeline, version)
+    assert list(found.warnings) == [
+        (GAPS if gap != UNKNOWN else UNKNOWN).format(place=place, missing=gap) for gap in gaps
+    ]
+
+
+def test_a_description_that_is_missing_is_warned_of_where_there_are_data(tmp_path):
+    (tmp_path / "fmriprep").mkdir()
+    assert described(tmp_path).warnings == ()  # a folder of datasets needs none
+    (tmp_path / "sub-01/func").mkdir(parents=True)
+    (tmp_path / "sub-01/func" / f"sub-01_task-rest_{VOLUME}").touch()
+    (warning,) = described(tmp_path).warnings
+    assert (
+        warning
+        == f"{tmp_path / 'dataset_description.json'}: missing; what wrote this dataset is judged from file names"
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_absent", "n_links", "words"),
+    [(1, 0, "cannot be found: 0.h5"), (2, 1, "cannot be found: 0.h5, 1.h5; run `datalad get` on them"), (0, 0, None)],
+)
+def test_transforms_that_are_left_out_are_named(n_absent: int, n_links: int, words: str | None):
+    kinds = [FileNotFetched] * n_links + [FileUnreadable] * (n_absent - n_links)
+    faults = [kind("cannot be found", file=f"{n}.h5", remedy="Fetch it") for n, kind in enumerate(kinds)]
+    assert _left_out(faults) == ([f"transforms left out, {words}"] if words else [])
+    more = [FileUnreadable("is gone", file=f"{n}.h5", remedy="Fetch it") for n in range(NAMED + 2)]
+    assert _left_out(more)[0].endswith(f"{NAMED - 1}.h5 and 2 more")
