@@ -324,6 +324,22 @@ def test_unusable_masks_are_refused(disc):
             _ = series_of(image).mask
 
 
+@pytest.mark.parametrize(("space", "right"), [("MNI152NLin6Asym", True), ("T1w", False)])
+def test_a_mask_with_two_forms_is_taken_in_a_template_alone(tmp_path: Path, warps: Warps, space: str, right: bool):
+    affine, shape = GEOMETRIES["oblique"], SHAPES["oblique"]
+    image = write_bold(tmp_path, space, smooth_volume(shape), affine)
+    both = nibabel.Nifti1Image(np.ones(shape, np.uint8), affine)
+    both.set_sform(affine, 4)
+    both.set_qform(np.diag([4.0, 4.0, 4.5, 1.0]), 1)
+    nibabel.save(both, image.mask)
+    route = choose_route(run_of(image, transforms=(warps.six,)), SMALL)
+    if right:
+        assert to_grid(route, SMALL).mask.any()
+        return
+    with pytest.raises(AffineContradictory):
+        to_grid(route, SMALL)
+
+
 # --- faults that show only in the voxels ------------------------------------------------------------------------
 
 
