@@ -24,6 +24,7 @@ CLEAN = "_hp2000_clean"
         ("rfMRI_REST1_LR", {"task": "rest", "run": "1", "dir": "LR"}),
         ("rfMRI_REST2_PA", {"task": "rest", "run": "2", "dir": "PA"}),
         ("tfMRI_EMOTION_RL", {"task": "emotion", "dir": "RL"}),
+        ("tfMRI_RETCCW_7T_PA", {"task": "retccw", "acq": "7T", "dir": "PA"}),
         ("tfMRI_FACENAME_PA", {"task": "facename", "dir": "PA"}),
         ("rfMRI_REST1_7T_PA", {"task": "rest", "run": "1", "acq": "7T", "dir": "PA"}),
         ("tfMRI_MOVIE4_7T_AP", {"task": "movie", "run": "4", "acq": "7T", "dir": "AP"}),
@@ -49,6 +50,17 @@ def test_entities_from_folder_names(folder: str, entities: dict):
 )
 def test_participants_from_folder_names(folder: str, expected: tuple):
     assert participant_of(folder) == expected
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_reference_image_is_named_where_it_is_there(tmp_path: Path, there: bool):
+    root = hcp_tree(tmp_path / "hcp", "100307", endings=("", CLEAN))
+    folder = next(root.rglob("rfMRI_REST1_LR"))
+    reference = folder / "rfMRI_REST1_LR_SBRef.nii.gz"
+    reference.unlink(missing_ok=True)
+    if there:
+        reference.write_bytes(b"x")
+    assert find(root).runs[0].images[0].boldref == (reference if there else None)
 
 
 @pytest.mark.parametrize("wrapping", ["100307", "sub-100307", "sub-100307/files"])

@@ -40,6 +40,16 @@ def test_a_run_with_everything(tmp_path: Path):
     assert np.linalg.norm(brightest(run) - LEFT) < 10
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_reference_image_is_named_where_it_is_there(tmp_path: Path, there: bool):
+    root = ukb_tree(tmp_path / "ukb")
+    reference = root / ICA / "example_func.nii.gz"
+    reference.unlink(missing_ok=True)
+    if there:
+        reference.write_bytes(b"x")
+    assert find(root).runs[0].images[0].boldref == (reference if there else None)
+
+
 def test_instances_are_sessions(tmp_path: Path):
     root = ukb_tree(ukb_tree(tmp_path / "ukb", "1000001_20227_2_0"), "1000001_20227_3_0")
     assert [run.session for run in find(root).runs] == ["2", "3"]
