@@ -352,6 +352,17 @@ def test_buffers_are_written_in_turn_and_hold_the_same_values(mask):
         next(clips_of(series, statistics, windows, buffers=[np.zeros((1, *SHAPE, 9), np.float32)]))
 
 
+@pytest.mark.parametrize(
+    "buffer",
+    [np.empty((1, *SHAPE, 4)), np.empty((1, *SHAPE, 4), np.float32, order="F"), np.empty((1, *SHAPE, 5), np.float32)],
+)
+def test_buffers_of_another_kind_are_refused(mask, buffer):
+    timing, series = Timing.of(20, 2.0), InMemorySeries(brainlike(20), mask, 2.0)
+    windows = plan_windows(timing, clip_frames=4, stride=4)
+    with pytest.raises(ValueError, match="a clip buffer must be contiguous float32"):
+        next(clips_of(series, run_statistics(series, timing), windows, buffers=[buffer]))
+
+
 @pytest.mark.parametrize("n_volumes", [30, 240])
 def test_few_volumes_are_alive_however_long_the_run(mask, n_volumes):
     series, timing = InMemorySeries(brainlike(n_volumes), mask, 2.0), Timing.of(n_volumes, 2.0)
