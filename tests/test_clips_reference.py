@@ -160,8 +160,9 @@ def test_any_run_equals_the_computation_in_memory(
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_the_figures_of_a_run_are_numpys(tmp_path, with_mask: bool):
+def test_the_figures_of_a_run_are_numpys(tmp_path, monkeypatch, with_mask: bool):
     """On the model's own spacing and time nothing is interpolated, so that what is counted is the file's voxels."""
+    monkeypatch.setattr(reference_module, "BLOCK_BYTES", 4 * 9 * 1000)  # several blocks of a thousand voxels
     rng = np.random.default_rng(4)
     inside = rng.random((20, 18, 16)) < 0.6
     data = (rng.gamma(4, 25, (*inside.shape, 1)) + rng.normal(0, 3, (*inside.shape, 9))).astype(np.float32)
