@@ -230,19 +230,26 @@ def tuned(where: Path, output: str, data: Path, target: str, name: str) -> float
     return judged_figure(where / output, f"small-{name}", name)
 
 
+PERMUTATIONS = 5  # one says little of 60 people
+
+
 def permuted(where: Path) -> None:
-    """Prompt tuning on labels that trade places among the participants."""
+    """Prompt tuning on labels that trade places among the participants, several times."""
     import pandas as pd
 
     rest = people(where, PROMPT_SEEDS[-1], runs=2)
     table = pd.read_csv(rest / "participants.tsv", sep="\t")
-    shuffled = table.sample(frac=1, random_state=0)[list(TRAITS)].to_numpy()
     (rest / "phenotype").mkdir(exist_ok=True)
-    permuted = pd.DataFrame(shuffled, columns=list(TRAITS)).assign(participant_id=table["participant_id"])
-    permuted.to_csv(rest / "phenotype" / "permuted.tsv", sep="\t", index=False)
+    for number in range(PERMUTATIONS):
+        shuffled = table.sample(frac=1, random_state=number)[list(TRAITS)].to_numpy()
+        labels = pd.DataFrame(shuffled, columns=list(TRAITS)).assign(participant_id=table["participant_id"])
+        labels.to_csv(rest / "phenotype" / f"permuted{number}.tsv", sep="\t", index=False)
     for target in TRAITS:
-        reached = tuned(where, "permuted", rest, f"phenotype/permuted.tsv:{target}", target)
-        print(f"(c) permuted {target} {JUDGED[target]}: prompts {reached:.3f}", flush=True)
+        found = [
+            tuned(where, f"permuted-{number}", rest, f"phenotype/permuted{number}.tsv:{target}", target)
+            for number in range(PERMUTATIONS)
+        ]
+        print(f"(c) permuted {target} {JUDGED[target]}: prompts {np.round(found, 3).tolist()}", flush=True)
 
 
 # --- (d) processes ----------------------------------------------------------------------------------------------
