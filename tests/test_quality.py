@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 from space_phantoms import run_of, write_image
 
 from neurostorm_bids.errors import CoverageTooLow
@@ -23,10 +26,24 @@ from neurostorm_bids.space import (
     to_grid,
 )
 from neurostorm_bids.space.quality import coverage
-from neurostorm_bids.space.template import icbm152, template_brain
+from neurostorm_bids.space.template import icbm152, surround, template_brain
 
 GRID = Grid.of((48, 56, 48), [[-4, 0, 0, 94], [0, 4, 0, -130], [0, 0, 4, -78], [0, 0, 0, 1]], "MNI152NLin6Asym")
 N_VOLUMES = 6
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    zooms=st.tuples(*[st.sampled_from([0.8, 1.0, 2.0, 2.4, 4.0])] * 3),
+    reach_mm=st.sampled_from([0.5, 2.0, 4.1, 12.0]),
+    share=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_surround_is_what_a_distance_transform_reaches(shape, zooms, reach_mm, share, seed):
+    mask = np.random.default_rng(seed).random(shape) < share
+    far = np.full(shape, np.inf) if not mask.any() else distance_transform_edt(~mask, sampling=zooms)
+    unsure = np.abs(far - reach_mm) < 1e-5  # voxels just there may fall to either side
+    assert np.array_equal(surround(mask, zooms, reach_mm) | unsure, (far <= reach_mm) | unsure)
 
 
 def run(folder: Path, *, shift_mm=(0, 0, 0), rows: slice = slice(None), t_r_s: float = 0.8, sd: float = 20):

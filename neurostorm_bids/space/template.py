@@ -6,6 +6,7 @@ The thresholds of ``quality`` allow for that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from neurostorm_bids.settings import Interpolation
 from neurostorm_bids.space.grid import Grid
@@ -49,8 +49,36 @@ def template_brain(grid: Grid) -> TemplateBrain:
     """The template on a grid of any adult MNI space; read from nilearn's own files, no network."""
     t1 = icbm152("t1")
     brain = t1.on(grid, "nearest") > BRAIN_ABOVE
-    near = distance_transform_edt(~brain, sampling=grid.zooms) <= SURROUND_MM
-    return TemplateBrain(t1.on(grid, "linear"), brain, near)
+    return TemplateBrain(t1.on(grid, "linear"), brain, surround(brain, grid.zooms, SURROUND_MM))
+
+
+def surround(mask: np.ndarray, zooms: Sequence[float], reach_mm: float) -> np.ndarray:
+    """Voxels whose centres lie at most ``reach_mm`` from one of the mask's.
+
+    Squared distances axis by axis (Saito & Toriwaki 1994), no further than is asked for: a distance transform takes
+    several times as long.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (X, Y, Z)
+    zooms : sequence of float
+        Size of a voxel along each axis, in mm.
+    reach_mm : float
+
+    Returns
+    -------
+    ndarray of bool, shape (X, Y, Z)
+    """
+    squares = np.where(mask, np.float32(0), np.float32(np.inf))  # (X, Y, Z) mm^2
+    for axis, zoom in enumerate(zooms):
+        along, nearest = np.moveaxis(squares, axis, 0), squares.copy()
+        found = np.moveaxis(nearest, axis, 0)
+        for step in range(1, min(int(reach_mm / zoom), len(along) - 1) + 1):
+            further = np.float32((step * zoom) ** 2)
+            np.minimum(found[step:], along[:-step] + further, out=found[step:])
+            np.minimum(found[:-step], along[step:] + further, out=found[:-step])
+        squares = nearest
+    return squares <= np.float32(reach_mm**2)
 
 
 @dataclass(frozen=True, eq=False)
