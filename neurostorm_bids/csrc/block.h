@@ -34,7 +34,7 @@ struct ns_block {
 /* Scratch of one chunk of rows; widths in the comments. */
 typedef struct {
     element *normed;       /* dim_stride */
-    element *operand;      /* inner_stride or bc_stride: u, then bc, rounded if products are */
+    element *operand;      /* operand_stride: u, then bc, rounded if products are */
     float *u, *z, *delta;  /* inner_stride */
     float *y;              /* inner_stride */
     float *bc;             /* bc_stride: B, C, then the rank-reduced delta */
@@ -301,6 +301,7 @@ typedef struct {
 
 static int groups_of(const ns_block *b) { return (b->inner + W - 1) / W; }
 static size_t state_floats(const ns_block *b) { return (size_t)groups_of(b) * (size_t)b->states * W; }
+static int operand_stride(const ns_block *b) { return b->inner_stride > b->bc_stride ? b->inner_stride : b->bc_stride; }
 static size_t tail_floats(const ns_block *b) { return (size_t)(b->taps - 1) * (size_t)b->inner_stride; }
 
 /* Lays the buffers for `rows` rows out from `at`; returns the end. at == NULL only measures. */
@@ -311,7 +312,7 @@ static float *lay_out(const ns_block *b, int rows, rows_scratch *s, float *at)
     s->field = at;                              \
     at = at + padded((int)(floats), LINE)
     s->normed = (element *)at, at += padded(rows * b->dim_stride, LINE);
-    s->operand = (element *)at, at += padded(rows * (b->inner_stride > b->bc_stride ? b->inner_stride : b->bc_stride), LINE);
+    s->operand = (element *)at, at += padded(rows * operand_stride(b), LINE);
     TAKE(u, rows * b->inner_stride);
     TAKE(z, rows * b->inner_stride);
     TAKE(delta, rows * b->inner_stride);
@@ -373,7 +374,7 @@ static rows_scratch rows_from(const ns_block *b, const rows_scratch *s, int from
 {
     rows_scratch part = *s;
     part.normed += (int64_t)from * b->dim_stride, part.bc += (int64_t)from * b->bc_stride;
-    part.operand += (int64_t)from * (b->inner_stride > b->bc_stride ? b->inner_stride : b->bc_stride);
+    part.operand += (int64_t)from * operand_stride(b);
     part.u += (int64_t)from * b->inner_stride, part.z += (int64_t)from * b->inner_stride;
     part.delta += (int64_t)from * b->inner_stride, part.y += (int64_t)from * b->inner_stride;
     part.hidden += (int64_t)from * b->hidden_stride;

@@ -73,7 +73,7 @@ def surround(mask: np.ndarray, zooms: Sequence[float], reach_mm: float) -> np.nd
     for axis, zoom in enumerate(zooms):
         along, nearest = np.moveaxis(squares, axis, 0), squares.copy()
         found = np.moveaxis(nearest, axis, 0)
-        for step in range(1, min(int(reach_mm / zoom), len(along) - 1) + 1):
+        for step in range(1, min(int(reach_mm / zoom + 1e-6), len(along) - 1) + 1):
             further = np.float32((step * zoom) ** 2)
             np.minimum(found[step:], along[:-step] + further, out=found[step:])
             np.minimum(found[:-step], along[step:] + further, out=found[:-step])
