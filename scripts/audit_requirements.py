@@ -1,7 +1,8 @@
 """Known vulnerabilities of pinned packages, by pip-audit: python scripts/audit_requirements.py FILE [FILE ...]
 
-Ends with 1 where a pin has a known vulnerability, with 2 where the answers cannot be relied on: the service is not
-reached, or says nothing of a package that is known to be vulnerable. ``--whole`` also ends with 1 where a pin could
+Ends with 1 where a pin has a known vulnerability, with 2 where there is no answer that can be relied on: a file is
+missing, pins nothing or is no list of pins; the service is not reached, or says nothing of a package that is known to
+be vulnerable. ``--whole`` also ends with 1 where a pin could
 not be audited. Needs pip-audit; ``.ci/audit`` brings it.
 
 A mirror of the package index may have no answers for a version, but for a project, which speak of its newest version.
@@ -21,6 +22,10 @@ from typing import Any
 from packaging.version import Version
 
 KNOWN = "pycrypto==2.6.1"  # vulnerable since 2017 and not maintained: no later version will ever mend it
+
+
+class NothingAudited(Exception):
+    """A file from which nothing could be audited."""
 
 
 class NewestToo:
@@ -49,19 +54,28 @@ class Pin:
 
 
 def audited(file: Path, folder: str) -> Iterator[Pin]:
-    """Every pin of a requirements file."""
+    """Every pin of a requirements file.
+
+    Raises
+    ------
+    NothingAudited
+        It is missing, or holds something other than pins.
+    """
+    if not file.is_file():
+        raise NothingAudited(f"{file}: there is no such file; name a list of pins, such as requirements.lock")
     from pip_audit._audit import Auditor
-    from pip_audit._dependency_source import RequirementSource
+    from pip_audit._dependency_source import DependencySourceError, RequirementSource
     from pip_audit._service import PyPIService
 
     service = PyPIService(cache_dir=Path(folder), timeout=60)
     service.session = NewestToo(service.session)
-    for package, found in Auditor(service).audit(RequirementSource([file], no_deps=True, disable_pip=True)):
-        if package.is_skipped():
-            yield Pin(package.name, None)
-        else:
+    try:
+        for package, found in Auditor(service).audit(RequirementSource([file], no_deps=True, disable_pip=True)):
             ids = [f"{one.id}, mended in {', '.join(map(str, one.fix_versions)) or 'no version'}" for one in found]
-            yield Pin(f"{package.name} {package.version}", tuple(dict.fromkeys(ids)))
+            known = None if package.is_skipped() else tuple(dict.fromkeys(ids))
+            yield Pin(package.name if known is None else f"{package.name} {package.version}", known)
+    except DependencySourceError as error:
+        raise NothingAudited(f"{file}: {error}; every line must pin a package to one version") from error
 
 
 def told(name: str, pins: Sequence[Pin]) -> list[str]:
@@ -97,6 +111,8 @@ def main(words: Sequence[str] | None = None) -> int:
         pins: list[Pin] = []
         for file in options.file:
             of_file = list(audited(file, folder))
+            if not of_file:
+                raise NothingAudited(f"{file}: pins no package; name a list of pins, such as requirements.lock")
             print("\n".join(told(str(file), of_file)), flush=True)
             pins += of_file
     return status(pins, options.whole)
@@ -107,9 +123,11 @@ def _run() -> int:
 
     try:
         return main()
+    except NothingAudited as error:
+        print(error, file=sys.stderr)
     except ServiceError as error:  # its ConnectionError too
         print(f"the service of advisories was not reached: {error}", file=sys.stderr)
-        return 2
+    return 2
 
 
 if __name__ == "__main__":

@@ -322,3 +322,16 @@ def test_an_audit_that_finds_nothing_against_a_vulnerable_package_is_not_believe
     (tmp_path / "lock").write_text("a==1\n")
     assert module.main([str(tmp_path / "lock")]) == 2
     assert "cannot be relied on" in capsys.readouterr().out
+
+
+def test_a_list_without_pins_is_no_sound_list(monkeypatch, tmp_path):
+    module = audit()
+    with pytest.raises(module.NothingAudited, match=r"lock: there is no such file; name a list of pins"):
+        list(module.audited(tmp_path / "lock", str(tmp_path)))
+
+    def pins(file, folder):
+        return [module.Pin("pycrypto 2.6.1", ("PYSEC-2018-97",))] if file.name == "known.txt" else []
+
+    monkeypatch.setattr(module, "audited", pins)
+    with pytest.raises(module.NothingAudited, match=r"lock: pins no package; name a list of pins"):
+        module.main([str(tmp_path / "lock")])
